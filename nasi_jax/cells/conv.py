@@ -1,0 +1,254 @@
+"""Convolutions whose every derivative is a kernel of our own choice.
+
+A convolution y = conv(x, w), its input gradient dx(g, w) and its weight gradient dw(x, g) are
+three bilinear maps, each the transpose of the others:
+
+  <conv(x, w), g> = <x, dx(g, w)> = <w, dw(x, g)>.
+
+So the three, registered as primitives, serve derivatives of any order and in either mode. What
+that buys, measured on two CPU cores:
+
+- a depthwise convolution is a sum of shifted multiples, about 60 times faster than the grouped
+  `lax.conv_general_dilated` of XLA:CPU, and its weight gradient a loop over images, 2 to 4 times
+  faster than what differentiating that sum gives;
+- XLA:CPU rewrites the gradients of a convolution into its fast form only outside of loops. In
+  the body of a scan the gradients of `lax.conv_general_dilated` ran 25 times slower. Ours are in
+  the fast form from the start.
+
+On other backends all three are `lax.conv_general_dilated` and its transposes.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
+
+
+def conv(inputs: jax.Array, kernel: jax.Array, *, stride: int = 1) -> jax.Array:
+    """Convolution padded so that stride 1 keeps the size.
+
+    Args:
+      inputs: `[B, H, W, C]`.
+      kernel: `[k, k, C, F]`, k odd.
+      stride: step of the window, a divisor of H and W.
+
+    Returns:
+      `[B, H / stride, W / stride, F]`.
+    """
+    if kernel.shape[0] == 1:
+        return inputs[:, ::stride, ::stride] @ kernel[0, 0]
+    return _DENSE.forward(inputs, kernel, _Window(kernel.shape[0], stride, 1))
+
+
+def depthwise_conv(
+    inputs: jax.Array, kernel: jax.Array, *, stride: int = 1, dilation: int = 1
+) -> jax.Array:
+    """Convolution of every channel with its own kernel, padded so that stride 1 keeps the size.
+
+    Args:
+      inputs: `[B, H, W, C]`.
+      kernel: `[k, k, 1, C]`, k odd.
+      stride: step of the window, a divisor of H and W.
+      dilation: distance of its taps.
+
+    Returns:
+      `[B, H / stride, W / stride, C]`.
+    """
+    return _DEPTHWISE.forward(inputs, kernel, _Window(kernel.shape[0], stride, dilation))
+
+
+def taps(
+    inputs: jax.Array, size: int, *, stride: int = 1, dilation: int = 1, fill: float = 0.0
+) -> list[jax.Array]:
+    """The `size * size` shifted views that the taps of a window read, row by row.
+
+    Args:
+      inputs: `[B, H, W, C]`.
+      size: taps a side.
+      stride: step of the window.
+      dilation: distance of its taps.
+      fill: value of the padding.
+
+    Returns:
+      Arrays `[B, H / stride, W / stride, C]`.
+    """
+    reach = dilation * (size - 1)
+    margin = (reach // 2, reach // 2)
+    padded = jnp.pad(inputs, ((0, 0), margin, margin, (0, 0)), constant_values=fill)
+    # Without the barrier XLA:CPU fuses the producer of `inputs` into every tap, and computes it
+    # anew for each of them.
+    padded = lax.optimization_barrier(padded)
+    _, height, width, _ = inputs.shape
+    return [
+        padded[:, row : row + height : stride, column : column + width : stride]
+        for row in range(0, reach + 1, dilation)
+        for column in range(0, reach + 1, dilation)
+    ]
+
+
+class _Window(NamedTuple):
+    size: int
+    stride: int
+    dilation: int
+
+
+def _lax_conv(x: jax.Array, w: jax.Array, window: _Window, groups: int) -> jax.Array:
+    half = window.dilation * (window.size - 1) // 2
+    return lax.conv_general_dilated(
+        x,
+        w,
+        (window.stride, window.stride),
+        ((half, half), (half, half)),
+        rhs_dilation=(window.dilation, window.dilation),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=groups,
+    )
+
+
+def _spread(g: jax.Array, window: _Window) -> tuple[jax.Array, _Window]:
+    """The cotangent with zeros between its entries, and the window that then has stride 1."""
+    gap = (0, window.stride - 1, window.stride - 1)
+    zero = jnp.zeros((), g.dtype)
+    spread = lax.pad(g, zero, ((0, 0, 0), gap, gap, (0, 0, 0)))
+    return spread, window._replace(stride=1)
+
+
+def _views(x: jax.Array, window: _Window) -> list[jax.Array]:
+    return taps(x, window.size, stride=window.stride, dilation=window.dilation)
+
+
+def _dense_forward(x: jax.Array, w: jax.Array, window: _Window) -> jax.Array:
+    return _lax_conv(x, w, window, groups=1)
+
+
+def _dense_dx(g: jax.Array, w: jax.Array, window: _Window) -> jax.Array:
+    # Behind the barrier XLA cannot fold the transposition into the convolution, which would
+    # then be out of its fast form.
+    mirrored = lax.optimization_barrier(jnp.swapaxes(w[::-1, ::-1], 2, 3))
+    spread, window = _spread(g, window)
+    return _lax_conv(spread, mirrored, window, groups=1)
+
+
+def _dense_dw(x: jax.Array, g: jax.Array, window: _Window) -> jax.Array:
+    # A convolution over the images, with the channels of x as its batch. Behind the barriers
+    # XLA cannot fold the transpositions into it.
+    images = lax.optimization_barrier(jnp.transpose(x, (3, 1, 2, 0)))
+    spread, window = _spread(g, window)
+    cotangents = lax.optimization_barrier(jnp.transpose(spread, (1, 2, 0, 3)))
+    half = window.size // 2
+    products = lax.conv_general_dilated(
+        images,
+        cotangents,
+        (1, 1),
+        ((half, half), (half, half)),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+    return jnp.transpose(products, (1, 2, 0, 3))
+
+
+def _depthwise_forward(x: jax.Array, w: jax.Array, window: _Window) -> jax.Array:
+    views = _views(x, window)
+    weights = w.reshape(len(views), 1, 1, 1, -1)
+    products = (view * weight for view, weight in zip(views, weights, strict=True))
+    return functools.reduce(jnp.add, products)
+
+
+def _depthwise_dx(g: jax.Array, w: jax.Array, window: _Window) -> jax.Array:
+    spread, window = _spread(g, window)
+    return _depthwise_forward(spread, w[::-1, ::-1], window)
+
+
+def _depthwise_dw(x: jax.Array, g: jax.Array, window: _Window) -> jax.Array:
+    # One pass over the images with an accumulator a tap: the products are never written.
+    def add_image(index: jax.Array, totals: list[jax.Array]) -> list[jax.Array]:
+        views = _views(lax.dynamic_slice_in_dim(x, index, 1), window)
+        cotangent = lax.dynamic_slice_in_dim(g, index, 1)
+        return [total + view * cotangent for total, view in zip(totals, views, strict=True)]
+
+    zeros = [jnp.zeros((1, *g.shape[1:]), g.dtype)] * window.size**2
+    totals = lax.fori_loop(0, x.shape[0], add_image, zeros)
+    sums = jnp.stack([jnp.sum(total, axis=(0, 1, 2)) for total in totals])
+    return sums.reshape(window.size, window.size, 1, -1)
+
+
+class _Bilinear:
+    """The three primitives of one kind of convolution, dense or depthwise."""
+
+    def __init__(self, name: str, *on_cpu: Callable[..., jax.Array], depthwise: bool):
+        def forward(x: jax.Array, w: jax.Array, window: _Window) -> jax.Array:
+            return _lax_conv(x, w, window, x.shape[-1] if depthwise else 1)
+
+        def dx(g: jax.Array, w: jax.Array, window: _Window) -> jax.Array:
+            batch, height, width, features = g.shape
+            channels = features if depthwise else w.shape[2]
+            shape = (batch, height * window.stride, width * window.stride, channels)
+            like = jax.ShapeDtypeStruct(shape, g.dtype)
+            return jax.linear_transpose(lambda x: forward(x, w, window), like)(g)[0]
+
+        def dw(x: jax.Array, g: jax.Array, window: _Window) -> jax.Array:
+            shape = (window.size, window.size, 1 if depthwise else x.shape[-1], g.shape[-1])
+            like = jax.ShapeDtypeStruct(shape, g.dtype)
+            return jax.linear_transpose(lambda w: forward(x, w, window), like)(g)[0]
+
+        elsewhere = (forward, dx, dw)
+        names = (f"{name}_conv", f"{name}_conv_dx", f"{name}_conv_dw")
+        primitives = [_primitive(*each) for each in zip(names, on_cpu, elsewhere, strict=True)]
+        self.forward, self.dx, self.dw = (_bind(primitive) for primitive in primitives)
+        ad.defbilinear(
+            primitives[0],
+            lambda g, x, w, window: self.dx(g, w, window),
+            lambda g, x, w, window: self.dw(x, g, window),
+        )
+        ad.defbilinear(
+            primitives[1],
+            lambda x, g, w, window: self.forward(x, w, window),
+            lambda x, g, w, window: self.dw(x, g, window),
+        )
+        ad.defbilinear(
+            primitives[2],
+            lambda w, x, g, window: self.dx(g, w, window),
+            lambda w, x, g, window: self.forward(x, w, window),
+        )
+
+
+def _bind(primitive: Primitive) -> Callable[[jax.Array, jax.Array, _Window], jax.Array]:
+    return lambda left, right, window: primitive.bind(left, right, window=window)
+
+
+def _primitive(
+    name: str, on_cpu: Callable[..., jax.Array], elsewhere: Callable[..., jax.Array]
+) -> Primitive:
+    """A primitive that lowers to `on_cpu` on that backend and to `elsewhere` on others."""
+    primitive = Primitive(name)
+    bind = _bind(primitive)
+
+    def abstract(*arrays: Any, window: _Window) -> Any:
+        like = [jax.ShapeDtypeStruct(array.shape, array.dtype) for array in arrays]
+        result = jax.eval_shape(functools.partial(elsewhere, window=window), *like)
+        return jax.core.ShapedArray(result.shape, result.dtype)
+
+    def batch(arrays: Any, axes: Any, window: _Window) -> tuple[jax.Array, int]:
+        # A vmapped convolution is a convolution again, of another shape: that of `lax`.
+        return jax.vmap(functools.partial(elsewhere, window=window), in_axes=axes)(*arrays), 0
+
+    primitive.def_impl(lambda *arrays, window: jax.jit(bind, static_argnums=2)(*arrays, window))
+    primitive.def_abstract_eval(abstract)
+    batching.primitive_batchers[primitive] = batch
+    mlir.register_lowering(primitive, mlir.lower_fun(elsewhere, multiple_results=False))
+    mlir.register_lowering(
+        primitive, mlir.lower_fun(on_cpu, multiple_results=False), platform="cpu"
+    )
+    return primitive
+
+
+_DENSE = _Bilinear("dense", _dense_forward, _dense_dx, _dense_dw, depthwise=False)
+_DEPTHWISE = _Bilinear(
+    "depthwise", _depthwise_forward, _depthwise_dx, _depthwise_dw, depthwise=True
+)

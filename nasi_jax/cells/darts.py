@@ -1,0 +1,340 @@
+"""The search space of DARTS (Liu, Simonyan and Yang, 2019): a normal and a reduction cell."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from nasi_jax.cells.choice import indicator, random_alpha, selected
+from nasi_jax.cells.genotype import DARTS_OPS, DartsGenotype
+from nasi_jax.cells.ops import (
+    Conv,
+    FactorizedReduce,
+    Head,
+    LayerSpec,
+    ReluConvNorm,
+    darts_op,
+)
+from nasi_jax.types import Alpha, Choice, Edge, Initializer, NormMode
+
+NODES = range(2, 6)
+"""The intermediate nodes; nodes 0 and 1 are the outputs of the two cells before."""
+
+EDGES = tuple((source, node) for node in NODES for source in range(node))
+"""`(node read, node)` of the 14 edges, in the order of alpha's rows."""
+
+CELLS = ("normal", "reduce")
+
+
+@dataclass(frozen=True)
+class Darts:
+    """The search space.
+
+    Alpha is `{"normal": [14, O], "reduce": [14, O]}`, a row an edge. The network has a 3x3 stem
+    of 3 * `init_channels` channels and `num_cells` cells; those at 1/3 and 2/3 of the depth are
+    reduction cells, which halve the image and double the channels.
+
+    Attributes:
+      ops: the operations on offer, in the order of `DARTS_OPS` or a part of them.
+      init_channels: channels of each node of the first cells.
+      num_cells: cells in all, at least 3.
+    """
+
+    ops: tuple[str, ...] = DARTS_OPS
+    init_channels: int = 16
+    num_cells: int = 8
+    name: str = "darts"
+
+    def init_alpha(self) -> Alpha:
+        """Zeros: alpha_0 of Algorithm 1."""
+        return {cell: jnp.zeros((len(EDGES), len(self.ops))) for cell in CELLS}
+
+    def num_selected(self) -> dict[str, int]:
+        """One operation an edge."""
+        return dict.fromkeys(CELLS, 1)
+
+    def choices(self, alpha: Alpha) -> tuple[Choice, ...]:
+        """For each cell the operation of each edge, then the two edges that each node keeps.
+
+        `none` never wins: the operations are ranked without it, and an edge by the softmax
+        weight of its best operation other than `none` (the rule of DARTS).
+        """
+        columns = [column for column, op in enumerate(self.ops) if op != "none"]
+        ops = tuple(self.ops[column] for column in columns)
+        choices = []
+        for cell in CELLS:
+            scores = jax.nn.log_softmax(alpha[cell])[:, jnp.array(columns)]
+            for row, (source, node) in enumerate(EDGES):
+                choices.append(Choice(f"{cell} {source}->{node}", ops, scores[row], 1))
+            strengths = jnp.max(scores, axis=1)
+            for node in NODES:
+                first = EDGES.index((0, node))
+                sources = tuple(map(str, range(node)))
+                choices.append(
+                    Choice(f"{cell} inputs of {node}", sources, strengths[first : first + node], 2)
+                )
+        return tuple(choices)
+
+    def discretize(self, alpha: Alpha) -> DartsGenotype:
+        """For each node the two strongest edges, with the best operation on each."""
+        choices = {choice.name: choice for choice in self.choices(alpha)}
+        cells = {}
+        for cell in CELLS:
+            edges = []
+            for node in NODES:
+                for source in selected(choices[f"{cell} inputs of {node}"]):
+                    choice = choices[f"{cell} {source}->{node}"]
+                    edges.append(Edge(choice.options[selected(choice)[0]], source))
+            cells[cell] = tuple(edges)
+        return DartsGenotype(**cells)
+
+    def one_hot(self, genotype: DartsGenotype) -> Alpha:
+        """Weight 1 for the operations of the genotype's edges; other edges have none at all."""
+        weights = {}
+        for cell in CELLS:
+            positions = [
+                (EDGES.index((edge.node, node)), self.ops.index(edge.op))
+                for node, edge in _edges_by_node(getattr(genotype, cell))
+            ]
+            weights[cell] = indicator((len(EDGES), len(self.ops)), positions)
+        return weights
+
+    def sample(self, key: jax.Array) -> DartsGenotype:
+        """A pair of cells drawn uniformly."""
+        return self.discretize(random_alpha(key, self.init_alpha()))
+
+    def supernet(
+        self,
+        num_classes: int,
+        *,
+        norm: NormMode = "batch",
+        init: Initializer = "he_normal",
+        param_dtype: Any = jnp.float32,
+    ) -> nn.Module:
+        """The one-shot network: `(inputs, weights) -> logits [B, num_classes]`."""
+        spec = LayerSpec(norm, affine=False, init=init, param_dtype=param_dtype)
+        return DartsSupernet(num_classes, self.init_channels, self.num_cells, spec, self.ops)
+
+    def network(
+        self,
+        genotype: DartsGenotype,
+        num_classes: int,
+        *,
+        form: Literal["search", "evaluation"] = "evaluation",
+        norm: NormMode = "batch",
+        init: Initializer = "he_normal",
+        param_dtype: Any = jnp.float32,
+    ) -> nn.Module:
+        """One genotype's network: `inputs -> logits [B, num_classes]`.
+
+        Form `search` is what the supernet is with one-hot weights, and takes the supernet's
+        parameters after `inherit`. Form `evaluation` is the network that DARTS trains: scale and
+        shift in the normalisation, and none of it behind pools.
+        """
+        searching = form == "search"
+        spec = LayerSpec(norm, affine=not searching, init=init, param_dtype=param_dtype)
+        return DartsNetwork(
+            num_classes, self.init_channels, self.num_cells, spec, genotype, pool_norm=searching
+        )
+
+    def inherit(self, variables: Any) -> Any:
+        """The supernet's variables under the names of the `search` form of a network.
+
+        The supernet keeps the edges of a cell stacked; here each edge has its own entry.
+        """
+        return {
+            collection: {
+                layer: _unstacked(values) if layer.startswith("cell_") else values
+                for layer, values in layers.items()
+            }
+            for collection, layers in variables.items()
+        }
+
+
+def _edges_by_node(edges: tuple[Edge, ...]) -> list[tuple[int, Edge]]:
+    return [(node, edges[2 * index + rank]) for index, node in enumerate(NODES) for rank in (0, 1)]
+
+
+def _groups(reduction: bool) -> dict[str, tuple[int, tuple[int, ...]]]:
+    """The edges that share a stride: name -> (stride, rows of alpha).
+
+    In a reduction cell the edges that leave the cell's inputs have stride 2. They come first:
+    a scan must meet the edges into a node before those that leave it.
+    """
+    rows = range(len(EDGES))
+    if not reduction:
+        return {"edges": (1, tuple(rows))}
+    from_inputs = tuple(row for row in rows if EDGES[row][0] < 2)
+    others = tuple(row for row in rows if EDGES[row][0] >= 2)
+    return {"edges_of_inputs": (2, from_inputs), "edges": (1, others)}
+
+
+def _unstacked(cell: Any) -> Any:
+    """A cell's variables with an entry `edge_i_j` for each edge in place of the stacks."""
+    groups = _groups("edges_of_inputs" in cell)
+    flat = {name: values for name, values in cell.items() if name not in groups}
+    for name, (_, rows) in groups.items():
+        for position, row in enumerate(rows):
+            source, node = EDGES[row]
+            flat[f"edge_{source}_{node}"] = jax.tree.map(
+                lambda leaf, position=position: leaf[position], cell.get(name, {})
+            )
+    return flat
+
+
+class _Edge(nn.Module):
+    """Adds one edge's mixed operation to the node that it leads to: one step of a scan."""
+
+    ops: tuple[str, ...]
+    stride: int
+    spec: LayerSpec
+
+    @nn.compact
+    def __call__(
+        self, states: jax.Array, inputs: jax.Array | None, edge: tuple[jax.Array, ...]
+    ) -> tuple[jax.Array, None]:
+        source, node, weights = edge
+        state = (states if inputs is None else inputs)[source]
+        total = jnp.zeros_like(states[0])
+        for column, op in enumerate(self.ops):
+            if op != "none":
+                output = darts_op(op, state, stride=self.stride, spec=self.spec, pool_norm=True)
+                total += weights[column] * output
+        return states.at[node].add(total), None
+
+
+class _Supercell(nn.Module):
+    """A cell with every operation on every edge, as a scan over the edges.
+
+    The 14 edges have one shape, so one body compiles for all of them; only the states and the
+    edge at hand are kept for the derivatives (`nn.remat`).
+    """
+
+    ops: tuple[str, ...]
+    reduction: bool
+    spec: LayerSpec
+
+    @nn.compact
+    def __call__(self, first: jax.Array, second: jax.Array, weights: jax.Array) -> jax.Array:
+        inputs = jnp.stack([first, second])
+        batch, height, width, channels = first.shape
+        if self.reduction:
+            states = jnp.zeros((6, batch, height // 2, width // 2, channels), first.dtype)
+        else:
+            states = jnp.concatenate([inputs, jnp.zeros((4, *first.shape), first.dtype)])
+        for name, (stride, rows) in _groups(self.reduction).items():
+            scan = nn.scan(
+                nn.remat(_Edge, prevent_cse=False),
+                variable_axes={"params": 0, "batch_stats": 0},
+                split_rngs={"params": True},
+                in_axes=(nn.broadcast, 0),
+                length=len(rows),
+            )
+            sources, nodes = jnp.array([EDGES[row] for row in rows]).T
+            edges = (sources, nodes, weights[jnp.array(rows)])
+            states, _ = scan(self.ops, stride, self.spec, name=name)(
+                states, inputs if stride == 2 else None, edges
+            )
+        return jnp.concatenate([states[node] for node in NODES], axis=-1)
+
+
+class _Cell(nn.Module):
+    """A cell of one genotype."""
+
+    edges: tuple[Edge, ...]
+    reduction: bool
+    spec: LayerSpec
+    pool_norm: bool
+
+    @nn.compact
+    def __call__(self, first: jax.Array, second: jax.Array) -> jax.Array:
+        states = {0: first, 1: second}
+        for node, edge in _edges_by_node(self.edges):
+            stride = 2 if self.reduction and edge.node < 2 else 1
+            output = _Operation(
+                edge.op, stride, self.spec, self.pool_norm, name=f"edge_{edge.node}_{node}"
+            )(states[edge.node])
+            states[node] = states[node] + output if node in states else output
+        return jnp.concatenate([states[node] for node in NODES], axis=-1)
+
+
+class _Operation(nn.Module):
+    """One operation under the name of its edge."""
+
+    op: str
+    stride: int
+    spec: LayerSpec
+    pool_norm: bool
+
+    @nn.compact
+    def __call__(self, inputs: jax.Array) -> jax.Array:
+        return darts_op(
+            self.op, inputs, stride=self.stride, spec=self.spec, pool_norm=self.pool_norm
+        )
+
+
+class _Skeleton(nn.Module):
+    """Stem, preprocessed cells, head: what the supernet and a network have in common."""
+
+    num_classes: int
+    init_channels: int
+    num_cells: int
+    spec: LayerSpec
+
+    def run(self, inputs: jax.Array, weights: Alpha | None) -> jax.Array:
+        stem = Conv(3 * self.init_channels, 3, self.spec, name="stem")(inputs)
+        first = second = self.spec.normalise("stem_norm")(stem)
+        channels = self.init_channels
+        for index in range(self.num_cells):
+            reduction = index in (self.num_cells // 3, 2 * self.num_cells // 3)
+            channels *= 2 if reduction else 1
+            before = second
+            if first.shape[1] == second.shape[1]:
+                first = ReluConvNorm(channels, 1, self.spec, name=f"first_{index}")(first)
+            else:
+                first = FactorizedReduce(channels, self.spec, name=f"first_{index}")(first)
+            second = ReluConvNorm(channels, 1, self.spec, name=f"second_{index}")(second)
+            cell = "reduce" if reduction else "normal"
+            module = self.cell(cell, f"cell_{index}")
+            output = module(first, second, *(() if weights is None else (weights[cell],)))
+            first, second = before, output
+        return Head(self.num_classes, self.spec, name="head")(second)
+
+    def cell(self, cell: str, name: str) -> nn.Module:
+        raise NotImplementedError
+
+
+class DartsSupernet(_Skeleton):
+    """The one-shot network."""
+
+    ops: tuple[str, ...] = DARTS_OPS
+
+    def cell(self, cell: str, name: str) -> nn.Module:
+        """The mixed cell `normal` or `reduce`."""
+        return _Supercell(self.ops, cell == "reduce", self.spec, name=name)
+
+    @nn.compact
+    def __call__(self, inputs: jax.Array, weights: Alpha) -> jax.Array:
+        """Maps `[B, H, W, C]` to logits; `weights` has the structure of alpha."""
+        return self.run(inputs, weights)
+
+
+class DartsNetwork(_Skeleton):
+    """The network of one genotype."""
+
+    genotype: DartsGenotype = None  # type: ignore[assignment]
+    pool_norm: bool = False
+
+    def cell(self, cell: str, name: str) -> nn.Module:
+        """The genotype's cell `normal` or `reduce`."""
+        edges = getattr(self.genotype, cell)
+        return _Cell(edges, cell == "reduce", self.spec, self.pool_norm, name=name)
+
+    @nn.compact
+    def __call__(self, inputs: jax.Array) -> jax.Array:
+        """Maps `[B, H, W, C]` to logits."""
+        return self.run(inputs, None)

@@ -1,0 +1,189 @@
+"""NAS-Bench-201 (Dong and Yang, 2020): one cell of 4 nodes, 6 edges, 5 operations."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from nasi_jax.cells.choice import indicator, random_alpha, selected
+from nasi_jax.cells.genotype import NASBENCH201_OPS, Nasbench201Genotype
+from nasi_jax.cells.ops import Conv, Head, LayerSpec, ReluConvNorm, avg_pool, halving_avg_pool
+from nasi_jax.types import Alpha, Choice, Initializer, NormMode
+
+EDGES = tuple((source, node) for node in range(1, 4) for source in range(node))
+"""`(node read, node)` in the order of `arch_str` and of alpha's rows."""
+
+
+@dataclass(frozen=True)
+class Nasbench201:
+    """The search space.
+
+    Alpha is `{"cell": [6, O]}`, a row an edge. The network is a 3x3 stem, 3 stages of
+    `num_cells` cells, and a residual block of stride 2 that doubles the channels between stages.
+
+    Attributes:
+      ops: the operations on offer.
+      init_channels: channels of the stem and of the first stage.
+      num_cells: cells a stage.
+    """
+
+    ops: tuple[str, ...] = NASBENCH201_OPS
+    init_channels: int = 16
+    num_cells: int = 5
+    name: str = "nasbench201"
+
+    def init_alpha(self) -> Alpha:
+        """Zeros: alpha_0 of Algorithm 1."""
+        return {"cell": jnp.zeros((len(EDGES), len(self.ops)))}
+
+    def num_selected(self) -> dict[str, int]:
+        """One operation an edge."""
+        return {"cell": 1}
+
+    def choices(self, alpha: Alpha) -> tuple[Choice, ...]:
+        """The operation of each edge."""
+        scores = jax.nn.log_softmax(alpha["cell"])
+        return tuple(
+            Choice(f"{source}->{node}", self.ops, scores[row], 1)
+            for row, (source, node) in enumerate(EDGES)
+        )
+
+    def discretize(self, alpha: Alpha) -> Nasbench201Genotype:
+        """The best operation of each edge."""
+        return Nasbench201Genotype(
+            tuple(self.ops[selected(choice)[0]] for choice in self.choices(alpha))
+        )
+
+    def one_hot(self, genotype: Nasbench201Genotype) -> Alpha:
+        """Weight 1 for each edge's operation."""
+        positions = [(row, self.ops.index(op)) for row, op in enumerate(genotype.ops)]
+        return {"cell": indicator((len(EDGES), len(self.ops)), positions)}
+
+    def sample(self, key: jax.Array) -> Nasbench201Genotype:
+        """A cell drawn uniformly."""
+        return self.discretize(random_alpha(key, self.init_alpha()))
+
+    def genotypes(self) -> Iterator[Nasbench201Genotype]:
+        """Every cell: 15,625 of them with the five operations."""
+        for ops in itertools.product(self.ops, repeat=len(EDGES)):
+            yield Nasbench201Genotype(ops)
+
+    def supernet(
+        self,
+        num_classes: int,
+        *,
+        norm: NormMode = "batch",
+        init: Initializer = "he_normal",
+        param_dtype: Any = jnp.float32,
+    ) -> nn.Module:
+        """The one-shot network: `(inputs, weights) -> logits [B, num_classes]`."""
+        spec = LayerSpec(norm, affine=False, init=init, param_dtype=param_dtype)
+        return Nasbench201Network(
+            num_classes, self.init_channels, self.num_cells, (self.ops,) * len(EDGES), spec
+        )
+
+    def network(
+        self,
+        genotype: Nasbench201Genotype,
+        num_classes: int,
+        *,
+        form: Literal["search", "evaluation"] = "evaluation",
+        norm: NormMode = "batch",
+        init: Initializer = "he_normal",
+        param_dtype: Any = jnp.float32,
+    ) -> nn.Module:
+        """One cell's network: `inputs -> logits [B, num_classes]`.
+
+        Form `search` is what the supernet is with one-hot weights, and takes the supernet's
+        parameters. Form `evaluation` has scale and shift in its normalisation, as the networks
+        that the benchmark trained and counted.
+        """
+        spec = LayerSpec(norm, affine=form == "evaluation", init=init, param_dtype=param_dtype)
+        ops = tuple((op,) for op in genotype.ops)
+        return Nasbench201Network(num_classes, self.init_channels, self.num_cells, ops, spec)
+
+
+class _Cell(nn.Module):
+    """Sum over the edges into a node, sum over an edge's operations; one step of a scan."""
+
+    ops: tuple[tuple[str, ...], ...]
+    spec: LayerSpec
+
+    @nn.compact
+    def __call__(self, inputs: jax.Array, weights: jax.Array | None) -> tuple[jax.Array, None]:
+        states = [inputs]
+        for node in range(1, 4):
+            state = jnp.zeros_like(inputs)
+            for row, (source, target) in enumerate(EDGES):
+                if target != node:
+                    continue
+                for column, op in enumerate(self.ops[row]):
+                    if op != "none":
+                        output = self._op(op, states[source], f"edge_{source}_{node}_{op}")
+                        state += output if weights is None else weights[row, column] * output
+            states.append(state)
+        return states[-1], None
+
+    def _op(self, op: str, inputs: jax.Array, name: str) -> jax.Array:
+        if op == "skip_connect":
+            return inputs
+        if op == "avg_pool_3x3":
+            return avg_pool(inputs)
+        return ReluConvNorm(inputs.shape[-1], int(op[-1]), self.spec, name=name)(inputs)
+
+
+class _Reduction(nn.Module):
+    """The residual block of stride 2 between stages."""
+
+    features: int
+    spec: LayerSpec
+
+    @nn.compact
+    def __call__(self, inputs: jax.Array) -> jax.Array:
+        outputs = ReluConvNorm(self.features, 3, self.spec, stride=2, name="first")(inputs)
+        outputs = ReluConvNorm(self.features, 3, self.spec, name="second")(outputs)
+        shortcut = Conv(self.features, 1, self.spec, name="shortcut")
+        return outputs + shortcut(halving_avg_pool(inputs))
+
+
+class Nasbench201Network(nn.Module):
+    """Supernet and network in one: `ops` names the operations that each edge has.
+
+    The cells of a stage have one shape, so they are a scan over stacked parameters.
+    """
+
+    num_classes: int
+    init_channels: int
+    num_cells: int
+    ops: tuple[tuple[str, ...], ...]
+    spec: LayerSpec
+
+    @nn.compact
+    def __call__(self, inputs: jax.Array, weights: Alpha | None = None) -> jax.Array:
+        """Maps `[B, H, W, C]` to logits; `weights["cell"]` is `[6, O]`, or absent for a network."""
+        states = self.spec.normalise("stem_norm")(
+            Conv(self.init_channels, 3, self.spec, name="stem")(inputs)
+        )
+        edge_weights = None if weights is None else weights["cell"]
+        stage_of_cells = nn.scan(
+            _Cell,
+            variable_axes={"params": 0, "batch_stats": 0},
+            split_rngs={"params": True},
+            in_axes=nn.broadcast,
+            length=self.num_cells,
+        )
+        for stage in range(3):
+            if stage > 0:
+                features = self.init_channels * 2**stage
+                states = _Reduction(features, self.spec, name=f"reduction_{stage}")(states)
+            states, _ = stage_of_cells(self.ops, self.spec, name=f"stage_{stage}")(
+                states, edge_weights
+            )
+        states = nn.relu(self.spec.normalise("last_norm")(states))
+        return Head(self.num_classes, self.spec, name="head")(states)

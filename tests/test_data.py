@@ -1,0 +1,581 @@
+import io
+import os
+import pickle
+import socket
+import sys
+import zipfile
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from scipy import stats
+
+from nasi_jax import data
+
+DATA_DIR = Path(os.environ.get("NASI_DATA", Path(__file__).parents[2] / "shared" / "data"))
+CIFAR10 = DATA_DIR / "cifar10_small.npz"
+
+needs_cifar10 = pytest.mark.skipif(
+    not CIFAR10.is_file(), reason=f"no {CIFAR10}; set NASI_DATA to the folder that holds it"
+)
+
+
+def fetch_all(dataset):
+    return dataset.fetch(np.arange(dataset.num_examples))
+
+
+def save(path, images, labels):
+    np.savez(path, x_train=images, y_train=labels)
+    return str(path)
+
+
+def small_images(*shape, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+
+
+# Normalisation and images
+
+
+def assert_normalised(inputs):
+    inputs = np.asarray(inputs, np.float64)
+    np.testing.assert_allclose(inputs.mean(axis=(0, 1, 2)), np.zeros(3), atol=1e-4)
+    np.testing.assert_allclose(inputs.std(axis=(0, 1, 2)), np.ones(3), atol=1e-4)
+
+
+def test_digits_are_normalised_grey_and_in_order():
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    dataset = data.load("digits", image_size=8)
+    inputs, labels = fetch_all(dataset)
+    assert (dataset.num_classes, dataset.num_examples) == (10, 1797)
+    assert dataset.image_shape == (8, 8, 3) == inputs.shape[1:]
+    assert inputs.dtype == np.float32 and labels.dtype == np.int32
+    assert_normalised(inputs)
+    np.testing.assert_array_equal(labels, digits.target)
+    expected = (digits.images - digits.images.mean()) / digits.images.std()
+    for channel in range(3):
+        np.testing.assert_allclose(inputs[..., channel], expected, atol=1e-5)
+
+
+def test_digits_are_upsampled_to_32_by_default():
+    dataset = data.load("digits")
+    assert dataset.image_shape == (32, 32, 3)
+    small = data.load("digits", image_size=8).fetch(np.arange(5)).inputs
+    expected = jax.image.resize(small, (5, 32, 32, 3), "bilinear")
+    np.testing.assert_allclose(dataset.fetch(np.arange(5)).inputs, expected, atol=1e-5)
+
+
+@needs_cifar10
+def test_cifar10_file():
+    dataset = data.load(str(CIFAR10))
+    inputs, labels = fetch_all(dataset)
+    assert dataset.num_classes == 10
+    assert inputs.shape == (5000, 32, 32, 3)
+    assert_normalised(inputs)
+    with np.load(CIFAR10) as archive:
+        np.testing.assert_array_equal(labels, archive["y_train"])
+        raw = archive["x_train"][17].astype(np.float64)
+    np.testing.assert_allclose(np.asarray(inputs[17]) * dataset.std + dataset.mean, raw, atol=1e-3)
+
+
+@needs_cifar10
+def test_file_statistics_are_close_to_the_known_constants_of_cifar10():
+    dataset = data.load(str(CIFAR10))
+    mean, std = data._STATISTICS["cifar10"]
+    np.testing.assert_allclose(dataset.mean / 255, mean, atol=0.01)
+    np.testing.assert_allclose(dataset.std / 255, std, atol=0.01)
+
+
+@pytest.mark.parametrize("old", [(8, 8), (9, 14), (40, 21), (32, 20)])
+@pytest.mark.parametrize("new", [8, 12, 32])
+def test_resize_is_that_of_jax(old, new):
+    image = small_images(*old, 3).astype(np.float32)
+    expected = jax.image.resize(image, (new, new, 3), "bilinear")
+    np.testing.assert_allclose(data._resize(image, new), expected, atol=1e-3)
+
+
+@pytest.mark.parametrize("shape", [(60, 12, 12), (60, 12, 12, 1), (60, 12, 12, 3), (60, 10, 14)])
+@pytest.mark.parametrize("dtype", [np.uint8, np.float16, np.float64])
+def test_npz_shapes_and_dtypes(tmp_path, shape, dtype):
+    images = small_images(*shape)
+    labels = np.arange(60) % 4
+    path = save(tmp_path / "a.npz", images.astype(dtype), labels[:, None])
+    dataset = data.load(path, image_size=12)
+    inputs, fetched = fetch_all(dataset)
+    assert (dataset.num_classes, inputs.shape) == (4, (60, 12, 12, 3))
+    np.testing.assert_array_equal(fetched, labels)
+    pixels = images.reshape(*shape[:3], -1).astype(np.float64)
+    standard = (pixels - pixels.mean((0, 1, 2))) / pixels.std((0, 1, 2))
+    resized = jax.image.resize(standard, (60, 12, 12, standard.shape[3]), "bilinear")
+    np.testing.assert_allclose(inputs, np.broadcast_to(resized, inputs.shape), atol=1e-3)
+
+
+def test_npz_statistics_over_several_blocks(tmp_path):
+    images = np.random.default_rng(0).normal(1e3, 0.1, (250, 8, 8, 3))
+    dataset = data.load(save(tmp_path / "a.npz", images, np.arange(250) % 2), image_size=8)
+    np.testing.assert_allclose(dataset.mean, images.mean((0, 1, 2)), rtol=1e-6)
+    np.testing.assert_allclose(dataset.std, images.std((0, 1, 2)), rtol=1e-3)
+
+
+@pytest.mark.parametrize("value", [0.0, 0.1, 1e6])
+def test_constant_channel_is_zero_and_finite(tmp_path, value):
+    images = small_images(64, 8, 8, 3).astype(np.float32)
+    images[..., 1] = value
+    path = save(tmp_path / "a.npz", images, np.arange(64) % 2)
+    inputs = np.asarray(fetch_all(data.load(path, image_size=8)).inputs)
+    np.testing.assert_allclose(inputs[..., 1], 0.0, atol=1e-6)
+    np.testing.assert_allclose(inputs[..., 0].std(), 1.0, atol=1e-4)
+
+
+# Gaussian images, random labels
+
+
+def test_gaussian_moments():
+    dataset = data.load("gaussian", image_size=8)
+    assert (dataset.num_classes, dataset.num_examples) == (10, 50_000)
+    assert dataset.image_shape == (8, 8, 3)
+    inputs = np.asarray(dataset.fetch(np.arange(1000)).inputs, np.float64).ravel()
+    # Standard errors of the first four moments of a standard normal: 1, sqrt 2, sqrt 15, sqrt 96.
+    for power, (moment, variance) in enumerate([(0, 1), (1, 2), (0, 15), (3, 96)], start=1):
+        error = np.sqrt(variance / inputs.size)
+        assert abs(np.mean(inputs**power) - moment) < 4 * error
+
+
+def test_gaussian_is_a_function_of_seed_and_index():
+    dataset = data.load("gaussian", image_size=8, seed=3)
+    forward = dataset.fetch(np.array([0, 7, 49_999]))
+    backward = data.load("gaussian", image_size=8, seed=3).fetch(np.array([49_999, 7, 0]))
+    np.testing.assert_array_equal(forward.inputs, backward.inputs[::-1])
+    np.testing.assert_array_equal(forward.labels, backward.labels[::-1])
+    other = data.load("gaussian", image_size=8, seed=4).fetch(np.array([0, 7, 49_999]))
+    images = np.concatenate([forward.inputs, other.inputs]).reshape(6, -1)
+    off_diagonal = np.corrcoef(images)[~np.eye(6, dtype=bool)]
+    assert np.abs(off_diagonal).max() < 5 / np.sqrt(images.shape[1])
+
+
+def assert_uniform(labels, num_classes):
+    counts = np.bincount(labels, minlength=num_classes)
+    assert len(counts) == num_classes
+    assert stats.chisquare(counts).pvalue > 1e-3
+
+
+def test_gaussian_labels_are_uniform():
+    dataset = data.load("gaussian", image_size=8)
+    assert_uniform(np.asarray(dataset.fetch(np.arange(5000)).labels), 10)
+
+
+def test_random_labels_are_uniform_and_unrelated_to_the_true_ones():
+    true = fetch_all(data.load("digits", image_size=8))
+    random = fetch_all(data.load("digits", image_size=8, labels="random"))
+    np.testing.assert_array_equal(random.inputs, true.inputs)
+    assert random.labels.dtype == np.int32
+    assert_uniform(np.asarray(random.labels), 10)
+    table = np.zeros((10, 10))
+    np.add.at(table, (np.asarray(true.labels), np.asarray(random.labels)), 1)
+    assert stats.chi2_contingency(table).pvalue > 1e-3
+
+
+def test_random_labels_are_a_function_of_seed_and_index(tmp_path):
+    images = small_images(200, 8, 8)
+    one = save(tmp_path / "one.npz", images, np.arange(200) % 7)
+    two = save(tmp_path / "two.npz", images, np.arange(200)[::-1] % 7)
+
+    def labels(path, seed, indices):
+        dataset = data.load(path, labels="random", seed=seed, image_size=8)
+        return np.asarray(dataset.fetch(indices).labels)
+
+    indices = np.arange(200)
+    np.testing.assert_array_equal(labels(one, 0, indices), labels(two, 0, indices))
+    np.testing.assert_array_equal(labels(one, 0, indices)[50:60], labels(one, 0, indices[50:60]))
+    # Two uniform draws of 7 classes agree on 200/7 = 29 indices, standard deviation 5.
+    assert (labels(one, 0, indices) == labels(one, 1, indices)).sum() < 49
+
+
+# Batches
+
+
+@pytest.fixture(scope="module")
+def numbered(tmp_path_factory):
+    """50 images whose label is their index."""
+    path = tmp_path_factory.mktemp("data") / "numbered.npz"
+    return data.load(save(path, small_images(50, 8, 8), np.arange(50)), image_size=8)
+
+
+def drawn(dataset, key, steps, batch_size):
+    return np.array([dataset.batch(key, step, batch_size).labels for step in steps])
+
+
+def test_no_example_twice_within_an_epoch(numbered):
+    key = jax.random.key(0)
+    epochs = drawn(numbered, key, range(21), 7).reshape(3, 49)
+    for epoch in epochs:
+        assert len(set(epoch.tolist())) == 49
+    # Two random orders agree in one place on average, and in more than 8 almost never.
+    assert (epochs[0] == epochs[1]).sum() <= 8
+    assert (epochs[0] == np.arange(49)).sum() <= 8
+
+
+def test_every_example_is_drawn_in_an_epoch_that_divides(numbered):
+    labels = drawn(numbered, jax.random.key(0), range(5), 10)
+    assert sorted(labels.ravel().tolist()) == list(range(50))
+
+
+def test_batch_holds_the_examples_that_it_names(numbered):
+    batch = numbered.batch(jax.random.key(1), 3, 7)
+    expected = numbered.fetch(np.asarray(batch.labels))
+    np.testing.assert_array_equal(batch.inputs, expected.inputs)
+
+
+def test_resumed_batches_equal_unbroken_ones(numbered):
+    key = jax.random.key(5)
+    unbroken = drawn(numbered, key, range(20), 7)
+    data._permutation.cache_clear()  # a resumed run starts with nothing
+    resumed = drawn(numbered, key, range(9, 20), 7)
+    np.testing.assert_array_equal(resumed, unbroken[9:])
+    backward = drawn(numbered, key, range(19, -1, -1), 7)
+    np.testing.assert_array_equal(backward[::-1], unbroken)
+
+
+def test_another_key_gives_another_order(numbered):
+    one, two = (drawn(numbered, jax.random.key(seed), range(7), 7) for seed in (0, 1))
+    assert (one == two).sum() <= 8
+
+
+def test_order_is_computed_once_an_epoch(numbered):
+    data._permutation.cache_clear()
+    drawn(numbered, jax.random.key(0), range(14), 7)
+    assert data._permutation.cache_info().misses == 2
+
+
+@pytest.mark.parametrize("batch_size", [-1, 0, 51])
+def test_bad_batch_size(numbered, batch_size):
+    with pytest.raises(ValueError, match=rf"batch_size .* 1 to 50.*got {batch_size}$"):
+        numbered.batch(jax.random.key(0), 0, batch_size)
+
+
+def test_negative_step(numbered):
+    with pytest.raises(ValueError, match="step must be at least 0, got -1"):
+        numbered.batch(jax.random.key(0), -1, 7)
+
+
+@pytest.mark.parametrize(
+    ("indices", "message"),
+    [
+        (np.array([0, 50]), "from 0 to 49, got 0 to 50"),
+        (np.array([-1]), "from 0 to 49, got -1 to -1"),
+        (np.array([0.5]), r"got float64 \[1\]"),
+        (np.array([True]), r"got bool \[1\]"),
+        (np.zeros((2, 2), int), r"got int64 \[2, 2\]"),
+        (np.zeros(0, int), r"non-empty .* got int64 \[0\]"),
+    ],
+)
+def test_bad_indices(numbered, indices, message):
+    with pytest.raises(ValueError, match=message):
+        numbered.fetch(indices)
+
+
+# Bad arguments and files
+
+
+def assert_one_line(error, *parts):
+    message = str(error.value)
+    assert "\n" not in message
+    for part in parts:
+        assert part in message
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        ({"labels": "shuffled"}, ["labels", "true", "random", "'shuffled'"]),
+        ({"image_size": 4}, ["image_size", "at least 8", "multiple of 4", "got 4"]),
+        ({"image_size": 0}, ["image_size", "got 0"]),
+        ({"image_size": 30}, ["image_size", "multiple of 4", "got 30"]),
+        ({"seed": -1}, ["seed", "at least 0", "got -1"]),
+    ],
+)
+def test_bad_arguments(arguments, parts):
+    with pytest.raises(ValueError) as error:
+        data.load("digits", **arguments)
+    assert_one_line(error, *parts)
+
+
+X = small_images(6, 8, 8, 3)
+Y = np.arange(6) % 2
+
+
+def with_value(value, dtype=np.float32):
+    images = X.astype(dtype)
+    images[2, 3, 4, 1] = value
+    return images
+
+
+@pytest.mark.parametrize(
+    ("arrays", "parts"),
+    [
+        ({"x_train": X}, ["x_train and y_train", "['x_train']"]),
+        ({"images": X, "labels": Y}, ["x_train and y_train", "['images', 'labels']"]),
+        ({"x_train": X[0, 0], "y_train": Y}, ["[N, H, W, 3]", "[8, 3]"]),
+        ({"x_train": X[..., :2], "y_train": Y}, ["[N, H, W, 1]", "[6, 8, 8, 2]"]),
+        ({"x_train": X[None], "y_train": Y}, ["[N, H, W]", "[1, 6, 8, 8, 3]"]),
+        ({"x_train": np.array("x"), "y_train": Y}, ["[N, H, W]", "got []"]),
+        ({"x_train": X, "y_train": np.eye(6, dtype=int)}, ["[N] or [N, 1]", "[6, 6]"]),
+        ({"x_train": X, "y_train": np.array(1)}, ["[N] or [N, 1]", "got []"]),
+        ({"x_train": X, "y_train": Y[:4]}, ["6 images", "4 labels"]),
+        ({"x_train": X[:0], "y_train": Y[:0]}, ["empty", "[0, 8, 8, 3]"]),
+        ({"x_train": X[:, :0], "y_train": Y}, ["empty", "[6, 0, 8, 3]"]),
+        ({"x_train": X.astype(np.int64), "y_train": Y}, ["uint8 or floating", "int64"]),
+        ({"x_train": X.astype(bool), "y_train": Y}, ["uint8 or floating", "bool"]),
+        ({"x_train": X.astype(complex), "y_train": Y}, ["uint8 or floating", "complex128"]),
+        ({"x_train": X.astype(str), "y_train": Y}, ["uint8 or floating", "<U"]),
+        ({"x_train": with_value(np.nan), "y_train": Y}, ["finite", "NaN"]),
+        ({"x_train": with_value(-np.inf), "y_train": Y}, ["finite", "infinity"]),
+        ({"x_train": with_value(1e300, np.float64), "y_train": Y}, ["finite in float32"]),
+        ({"x_train": X, "y_train": Y.astype(np.float32)}, ["integers", "float32"]),
+        ({"x_train": X, "y_train": Y.astype(str)}, ["integers", "<U"]),
+        ({"x_train": X, "y_train": Y.astype(bool)}, ["integers", "bool"]),
+        ({"x_train": X, "y_train": Y - 1}, ["integers from 0", "-1 to 0"]),
+        ({"x_train": X, "y_train": Y + 2**40}, ["int32", str(2**40)]),
+        ({"x_train": X, "y_train": Y * 0 + 3}, ["at least 2 classes", "only 3"]),
+    ],
+)
+def test_bad_npz_contents(tmp_path, arrays, parts):
+    path = str(tmp_path / "bad.npz")
+    np.savez(path, **arrays)
+    with pytest.raises(ValueError) as error:
+        data.load(path)
+    assert_one_line(error, path, *parts)
+
+
+def npy(array):
+    file = io.BytesIO()
+    np.save(file, array)
+    return file.getvalue()
+
+
+def npz(array):
+    file = io.BytesIO()
+    np.savez(file, x_train=array, y_train=Y)
+    return file.getvalue()
+
+
+def damaged(archive):
+    """The same archive with some bytes of an image flipped, so that its checksum is wrong."""
+    middle = len(archive) // 3
+    return (
+        archive[:middle]
+        + bytes(255 - b for b in archive[middle : middle + 9])
+        + archive[middle + 9 :]
+    )
+
+
+@pytest.mark.parametrize(
+    ("content", "part"),
+    [
+        (b"", "npz archive"),
+        (b"no archive", "npz archive"),
+        (pickle.dumps([1, 2]), "npz archive"),
+        (npy(X), "npz archive"),
+        (npz(X)[:-30], "npz archive"),
+        (damaged(npz(X)), "plain arrays"),
+    ],
+    ids=["empty", "text", "pickle", "npy", "cut", "damaged"],
+)
+def test_file_that_is_no_npz(tmp_path, content, part):
+    path = tmp_path / "bad.npz"
+    path.write_bytes(content)
+    with pytest.raises(ValueError) as error:
+        data.load(str(path))
+    assert_one_line(error, str(path), part)
+
+
+def test_missing_npz(tmp_path):
+    for path in (tmp_path / "absent.npz", tmp_path):
+        name = str(path) if path.suffix else f"{path}/.npz"
+        with pytest.raises(ValueError) as error:
+            data.load(name)
+        assert_one_line(error, "no file", name, "digits", "gaussian")
+
+
+class WritesAFile:
+    """Executed by whoever unpickles it."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.write_text, (self.path, "executed")
+
+
+@pytest.mark.parametrize("key", ["x_train", "y_train"])
+def test_pickled_npz_is_refused_and_never_executed(tmp_path, key):
+    trap = tmp_path / "trap"
+    array = np.array([WritesAFile(trap)] * 6, dtype=object)
+    path = str(tmp_path / "pickled.npz")
+    np.savez(path, **({"x_train": X, "y_train": Y} | {key: array}))
+    with pytest.raises(ValueError) as error:
+        data.load(path)
+    assert_one_line(error, path, "pickle")
+    assert not trap.exists()
+    with np.load(path, allow_pickle=True) as archive:  # the trap does work
+        archive[key]
+    assert trap.read_text() == "executed"
+
+
+def test_npz_member_that_is_no_array(tmp_path):
+    path = tmp_path / "bad.npz"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("x_train.npy", b"some text")
+        archive.writestr("y_train.npy", npy(Y))
+    with pytest.raises(ValueError) as error:
+        data.load(str(path))
+    assert_one_line(error, str(path), "x_train")
+
+
+# tensorflow-datasets
+
+
+@pytest.mark.parametrize("name", ["cifar10", "imagenet2012", "nonsense", "", "digits.npy"])
+def test_tensorflow_datasets_absent(monkeypatch, name):
+    monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)  # makes the import fail
+    with pytest.raises(ValueError) as error:
+        data.load(name)
+    assert_one_line(error, repr(name), "pip install 'nasi-jax[data]'", "digits", "gaussian", ".npz")
+
+
+@pytest.fixture
+def tfds(monkeypatch):
+    """tensorflow-datasets, with a network that notes who asks for it."""
+    module = pytest.importorskip("tensorflow_datasets", reason="no tensorflow-datasets")
+    asked = []
+
+    def refuse(*args, **kwargs):
+        asked.append(args)
+        raise OSError("no network")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    yield module
+    assert not asked
+
+
+@pytest.fixture
+def prepare(tfds, monkeypatch):
+    """Writes examples as the files that tensorflow-datasets would write for a name."""
+    from PIL import Image
+
+    def write(name, data_dir, images, labels, split="train"):
+        def examples():
+            for index, (image, label) in enumerate(zip(images, labels, strict=True)):
+                file = io.BytesIO()  # an encoded image: tensorflow-datasets encodes by TensorFlow
+                Image.fromarray(image.squeeze()).save(file, "png")
+                file.seek(0)
+                example = {"image": file, "label": int(label)}
+                extra = {"id": str(index), "file_name": str(index)}
+                names = builder.info.features.keys()
+                yield index, example | {key: extra[key] for key in extra.keys() & names}
+
+        builder = tfds.builder(name, data_dir=str(data_dir), file_format="array_record")
+        with monkeypatch.context() as patch:
+            patch.setattr(type(builder), "_split_generators", lambda *_: {split: examples()})
+            builder.download_and_prepare(
+                download_config=tfds.download.DownloadConfig(try_download_gcs=False)
+            )
+
+    return write
+
+
+def test_prepared_cifar10(prepare, tmp_path):
+    images, labels = small_images(30, 32, 32, 3), np.arange(30) % 10
+    prepare("cifar10", tmp_path, images, labels)
+    dataset = data.load("cifar10", data_dir=str(tmp_path))
+    assert (dataset.num_classes, dataset.num_examples) == (10, 30)
+    mean, std = data._STATISTICS["cifar10"]
+    indices = np.array([4, 29, 0])
+    inputs, fetched = dataset.fetch(indices)
+    raw = np.asarray(inputs) * np.array(std, np.float32) + np.array(mean, np.float32)
+    # Files are shuffled when they are written: an image is found by its pixels.
+    for image, label in zip(np.rint(raw * 255), fetched.tolist(), strict=True):
+        (found,) = np.flatnonzero((images == image).all(axis=(1, 2, 3)))
+        assert labels[found] == label
+    random = data.load("cifar10", data_dir=str(tmp_path), labels="random").fetch(indices)
+    np.testing.assert_array_equal(random.inputs, inputs)
+
+
+def test_prepared_greyscale_set_has_the_statistics_of_its_images(prepare, tmp_path):
+    images = small_images(40, 28, 28, 1)
+    prepare("fashion_mnist", tmp_path, images, np.arange(40) % 10)
+    dataset = data.load("fashion_mnist", data_dir=str(tmp_path))
+    np.testing.assert_allclose(dataset.mean, [images.mean()], rtol=1e-5)
+    np.testing.assert_allclose(dataset.std, [images.std()], rtol=1e-5)
+    inputs = fetch_all(dataset).inputs
+    assert inputs.shape == (40, 32, 32, 3)
+    np.testing.assert_array_equal(inputs[..., 0], inputs[..., 2])
+
+
+def test_imagenet_images_of_any_size_are_read_one_by_one(prepare, tfds, tmp_path, monkeypatch):
+    images = [small_images(20 + i, 50 - i, 3, seed=i) for i in range(20)]
+    prepare("imagenet2012", tmp_path, images, np.arange(20) + 900)
+    decoded = []
+    decode = tfds.features.Image.decode_example_np
+    monkeypatch.setattr(
+        tfds.features.Image, "decode_example_np", lambda *a: decoded.append(0) or decode(*a)
+    )
+    dataset = data.load("imagenet2012", data_dir=str(tmp_path), image_size=16)
+    assert dataset.num_classes == 1000 and not decoded
+    inputs, labels = dataset.fetch(np.arange(3))
+    assert inputs.shape == (3, 16, 16, 3) and len(decoded) == 3
+    mean, std = (255 * np.array(values) for values in data._STATISTICS["imagenet2012"])
+    image = images[int(labels[1]) - 900].astype(np.float32)
+    expected = (np.asarray(jax.image.resize(image, (16, 16, 3), "bilinear")) - mean) / std
+    np.testing.assert_allclose(inputs[1], expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["cifar10", "imagenet2012", "svhn_cropped", "cifar10:3.0.2"])
+def test_unprepared_set(tfds, tmp_path, name):
+    with pytest.raises(ValueError) as error:
+        data.load(name, data_dir=str(tmp_path))
+    assert_one_line(
+        error, repr(name), "not prepared", str(tmp_path), "pip install tensorflow", "array_record"
+    )
+    assert_one_line(error, "download_and_prepare()", "digits", "gaussian", ".npz")
+
+
+@pytest.mark.parametrize("name", ["nonsense", "cifar10/nonsense", "huggingface:x", "../x", ""])
+def test_name_unknown_to_tensorflow_datasets(tfds, tmp_path, name):
+    with pytest.raises(ValueError) as error:
+        data.load(name, data_dir=str(tmp_path))
+    assert_one_line(error, repr(name), "tensorflow-datasets", "digits", "gaussian", ".npz")
+
+
+def test_set_without_images(tfds, tmp_path):
+    with pytest.raises(ValueError) as error:
+        data.load("imdb_reviews", data_dir=str(tmp_path))
+    assert_one_line(error, "imdb_reviews", "'image'", "'label'", "text")
+
+
+def test_set_without_a_train_split(prepare, tmp_path):
+    prepare("cifar10", tmp_path, small_images(4, 32, 32, 3), range(4), split="test")
+    with pytest.raises(ValueError) as error:
+        data.load("cifar10", data_dir=str(tmp_path))
+    assert_one_line(error, "cifar10", "'train'", "['test']")
+
+
+def test_set_whose_files_are_gone(prepare, tmp_path):
+    prepare("cifar10", tmp_path, small_images(4, 32, 32, 3), range(4))
+    (file,) = tmp_path.rglob("*array_record*")
+    file.unlink()
+    with pytest.raises(ValueError) as error:
+        data.load("cifar10", data_dir=str(tmp_path))
+    assert_one_line(error, "cifar10", "1 files", str(file), "download_and_prepare()")
+
+
+def test_set_in_another_file_format(prepare, tmp_path):
+    prepare("cifar10", tmp_path, small_images(4, 32, 32, 3), range(4))
+    (info,) = tmp_path.rglob("dataset_info.json")  # only TensorFlow writes real tfrecord files
+    info.write_text(info.read_text().replace("array_record", "tfrecord"))
+    with pytest.raises(ValueError) as error:
+        data.load("cifar10", data_dir=str(tmp_path))
+    assert_one_line(error, "cifar10", str(tmp_path), "TFRECORD", "another data_dir")
