@@ -18,10 +18,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from nasi_jax.config import LABELS
 from nasi_jax.types import Batch
-
-LABELS = ("true", "random")
-"""Where labels come from: the data, or a uniform draw that knows nothing of the data."""
 
 _CHANNELS = 3
 _GAUSSIAN_EXAMPLES = 50_000

@@ -8,8 +8,8 @@ can run into a box or another label.
 
 from __future__ import annotations
 
+import io
 import os
-import uuid
 from collections.abc import Mapping, Set
 from itertools import pairwise
 from pathlib import Path
@@ -26,6 +26,7 @@ from matplotlib.textpath import TextPath
 from matplotlib.ticker import MaxNLocator
 from scipy.optimize import linprog
 
+from nasi_jax import files
 from nasi_jax.cells.genotype import (
     AnyGenotype,
     DartsGenotype,
@@ -200,28 +201,37 @@ def draw_history(history: Mapping[str, np.ndarray], *, title: str | None = None)
     return figure
 
 
+def render(figure: Figure, kind: str) -> bytes:
+    """A figure as the bytes of a file; the same figure gives the same bytes.
+
+    Args:
+      figure: what is drawn.
+      kind: `svg` (text stays text) or `png` (200 dots per inch).
+
+    Raises:
+      ValueError: for another kind.
+    """
+    if kind not in ("svg", "png"):
+        raise ValueError(f"a figure is saved as .svg or .png, not {kind!r}")
+    metadata = {"Date": None} if kind == "svg" else {"Software": None}
+    content = io.BytesIO()
+    with matplotlib.rc_context({"svg.hashsalt": "nasi_jax", "svg.fonttype": "none"}):
+        figure.savefig(content, format=kind, dpi=200, metadata=metadata)
+    return content.getvalue()
+
+
 def save(figure: Figure, path: str | os.PathLike[str]) -> None:
-    """Writes a figure, all of it or nothing; the same figure gives the same bytes.
+    """Writes a figure, all of it or nothing.
 
     Args:
       figure: what is written.
-      path: ends in `.svg` (text stays text) or `.png` (200 dots per inch).
+      path: ends in `.svg` or `.png`; see `render`.
 
     Raises:
       ValueError: for another suffix.
     """
     path = Path(path)
-    kind = path.suffix.lower().removeprefix(".")
-    if kind not in ("svg", "png"):
-        raise ValueError(f"a figure is saved as .svg or .png, not {path.name!r}")
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    metadata = {"Date": None} if kind == "svg" else {"Software": None}
-    try:
-        with matplotlib.rc_context({"svg.hashsalt": "nasi_jax", "svg.fonttype": "none"}):
-            figure.savefig(temporary, format=kind, dpi=200, metadata=metadata)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    files.write_bytes(path, render(figure, path.suffix.lower().removeprefix(".")))
 
 
 def _plot(axes: Axes, values: np.ndarray, label: str, form: str, **style: Any) -> None:

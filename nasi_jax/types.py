@@ -34,6 +34,14 @@ Initializer = Literal["he_normal", "he_uniform", "xavier_normal", "lecun_normal"
 """Distribution of the initial kernels; see `nasi_jax.cells.ops.kernel_init`."""
 INITIALIZERS: tuple[str, ...] = get_args(Initializer)
 
+Loss = Literal["cross_entropy", "mse"]
+"""Mean over the batch of the softmax cross-entropy, or of `||one_hot(label) - output||^2`."""
+LOSSES: tuple[str, ...] = get_args(Loss)
+
+Derivative = Literal["forward", "reverse"]
+"""How to differentiate a squared gradient norm: in either mode over the reverse mode."""
+DERIVATIVES: tuple[str, ...] = get_args(Derivative)
+
 
 class Batch(NamedTuple):
     """A mini-batch: inputs `[B, H, W, C]` and integer labels `[B]`."""
@@ -110,6 +118,10 @@ class SearchSpace(Protocol):
 
     def num_selected(self) -> dict[str, int]:
         """For each entry of alpha, how many options of a row win."""
+        ...
+
+    def labels(self) -> dict[str, tuple[tuple[str, ...], tuple[str, ...]]]:
+        """For each entry of alpha, the names of its rows and of its columns."""
         ...
 
     def choices(self, alpha: Alpha) -> tuple[Choice, ...]:

@@ -57,6 +57,11 @@ class Darts:
         """One operation an edge."""
         return dict.fromkeys(CELLS, 1)
 
+    def labels(self) -> dict[str, tuple[tuple[str, ...], tuple[str, ...]]]:
+        """Rows are edges, columns operations."""
+        edges = tuple(f"{source}->{node}" for source, node in EDGES)
+        return dict.fromkeys(CELLS, (edges, self.ops))
+
     def choices(self, alpha: Alpha) -> tuple[Choice, ...]:
         """For each cell the operation of each edge, then the two edges that each node keeps.
 
@@ -68,8 +73,10 @@ class Darts:
         choices = []
         for cell in CELLS:
             scores = jax.nn.log_softmax(alpha[cell])[:, jnp.array(columns)]
-            for row, (source, node) in enumerate(EDGES):
-                choices.append(Choice(f"{cell} {source}->{node}", ops, scores[row], 1))
+            edges, _ = self.labels()[cell]
+            choices += [
+                Choice(f"{cell} {edge}", ops, scores[row], 1) for row, edge in enumerate(edges)
+            ]
             strengths = jnp.max(scores, axis=1)
             for node in NODES:
                 first = EDGES.index((0, node))

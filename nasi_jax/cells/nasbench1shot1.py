@@ -84,22 +84,24 @@ class Nasbench1Shot1:
         """One operation a vertex; as many parents as the space prescribes."""
         return {"ops": 1} | {name: count for name, (_, count) in self._parents().items()}
 
+    def labels(self) -> dict[str, tuple[tuple[str, ...], tuple[str, ...]]]:
+        """Rows of `ops` are vertices; columns of `inputs_v` are the vertices to read."""
+        vertices = tuple(map(str, range(1, self.num_vertices + 1)))
+        inputs = {
+            name: ((name.removeprefix("inputs_"),), tuple(map(str, range(options))))
+            for name, (options, _) in self._parents().items()
+        }
+        return {"ops": (vertices, self.ops)} | inputs
+
     def choices(self, alpha: Alpha) -> tuple[Choice, ...]:
         """The operation of each vertex, then the parents of each that has a choice."""
-        scores = jax.nn.log_softmax(alpha["ops"])
-        ops = [
-            Choice(f"op of {row + 1}", self.ops, scores[row], 1) for row in range(self.num_vertices)
-        ]
-        parents = [
-            Choice(
-                name.replace("_", " of "),
-                tuple(map(str, range(options))),
-                jax.nn.log_softmax(alpha[name][0]),
-                count,
-            )
-            for name, (options, count) in self._parents().items()
-        ]
-        return tuple(ops + parents)
+        labels, selected = self.labels(), self.num_selected()
+        return tuple(
+            Choice(f"{kind} of {row}", columns, scores, selected[name])
+            for name, (rows, columns) in labels.items()
+            for row, scores in zip(rows, jax.nn.log_softmax(alpha[name]), strict=True)
+            for kind in ["op" if name == "ops" else "inputs"]
+        )
 
     def discretize(self, alpha: Alpha) -> Nasbench101Genotype:
         """The best operation of each vertex and its best parents; `prune()` it to look it up."""

@@ -46,13 +46,15 @@ class Nasbench201:
         """One operation an edge."""
         return {"cell": 1}
 
+    def labels(self) -> dict[str, tuple[tuple[str, ...], tuple[str, ...]]]:
+        """Rows are edges, columns operations."""
+        return {"cell": (tuple(f"{source}->{node}" for source, node in EDGES), self.ops)}
+
     def choices(self, alpha: Alpha) -> tuple[Choice, ...]:
         """The operation of each edge."""
         scores = jax.nn.log_softmax(alpha["cell"])
-        return tuple(
-            Choice(f"{source}->{node}", self.ops, scores[row], 1)
-            for row, (source, node) in enumerate(EDGES)
-        )
+        edges, ops = self.labels()["cell"]
+        return tuple(Choice(edge, ops, scores[row], 1) for row, edge in enumerate(edges))
 
     def discretize(self, alpha: Alpha) -> Nasbench201Genotype:
         """The best operation of each edge."""

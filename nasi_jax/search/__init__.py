@@ -1,0 +1,36 @@
+"""The search: relaxation, objective, the two functions of NASI, and the loop."""
+
+from nasi_jax.search.confidence import Margin, margins
+from nasi_jax.search.nasi import (
+    SearchAlgorithm,
+    SearchInfo,
+    SearchState,
+    nasi,
+    normalize_by_max_norm,
+    one_step_ascent,
+)
+from nasi_jax.search.objective import Constraint, adaptive, fixed, penalised, quantile
+from nasi_jax.search.relaxation import close_over, gumbel_softmax
+from nasi_jax.search.run import Run, run
+from nasi_jax.search.score import score
+
+__all__ = [
+    "Constraint",
+    "Margin",
+    "Run",
+    "SearchAlgorithm",
+    "SearchInfo",
+    "SearchState",
+    "adaptive",
+    "close_over",
+    "fixed",
+    "gumbel_softmax",
+    "margins",
+    "nasi",
+    "normalize_by_max_norm",
+    "one_step_ascent",
+    "penalised",
+    "quantile",
+    "run",
+    "score",
+]

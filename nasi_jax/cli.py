@@ -1,0 +1,178 @@
+"""The command `nasi`."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import datetime
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+import tyro
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+)
+
+from nasi_jax import experiment
+from nasi_jax.config import SearchConfig
+from nasi_jax.search import Run
+
+_SECONDS_BETWEEN_LINES = 10.0
+
+
+@dataclass(frozen=True)
+class Search:
+    """Select an architecture at initialization, without training anything.
+
+    Needs no labels and few images. Prints the genotype and writes into the output directory
+    result.json, history.csv, history.png, cells.svg, cells.png and a checkpoint to resume from.
+    """
+
+    config: Annotated[SearchConfig, tyro.conf.arg(name="")] = field(default_factory=SearchConfig)
+    out: Path = Path("runs/search")
+    """Output directory."""
+    resume: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Go on with the search in the output directory; its settings need not be given again."""
+    overwrite: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Replace the search in the output directory."""
+
+    def run(self) -> None:
+        """Runs the search and reports it."""
+        if self.resume and self.overwrite:
+            raise ValueError("--resume and --overwrite exclude each other")
+        with _progress() as on_progress:
+            result = experiment.search(
+                self.config,
+                self.out,
+                resume=self.resume,
+                overwrite=self.overwrite,
+                on_progress=on_progress,
+            )
+        print(result["text"])
+        choices, seconds = result["choices"], result["seconds"]
+        ratios = [choice["margin_in_standard_errors"] or 0.0 for choice in choices]
+        noise = sum(ratio < 2 for ratio in ratios)
+        print(
+            f"{result['space']}, {result['config']['variant']}, {result['norm']} norm, "
+            f"seed {result['seed']}: searched {seconds['search']:.1f} s, "
+            f"compiled {seconds['compile']:.1f} s, on {result['device']}"
+        )
+        print(
+            f"{noise} of {len(choices)} choices lie within 2 standard errors: more steps may "
+            "turn them"
+        )
+        print(f"wrote {self.out}/result.json, cells.svg, history.png")
+
+
+@dataclass(frozen=True)
+class Show:
+    """Print or draw a genotype."""
+
+    genotype: tyro.conf.Positional[str]
+    """A genotype as text or JSON, or a file that holds one, such as a search's result.json."""
+    format: Literal["text", "json", "svg", "png"] = "text"
+    """Form of the output."""
+    out: Path | None = None
+    """File to write; text, json and svg go to the terminal if there is none."""
+    overwrite: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Replace that file."""
+
+    def run(self) -> None:
+        """Writes the genotype in the form that was asked for."""
+        content = experiment.show(self.genotype, self.format)
+        if self.out is not None:
+            experiment.write(self.out, content, overwrite=self.overwrite)
+        elif self.format == "png":
+            raise ValueError("a png needs a file: name one with --out")
+        else:
+            sys.stdout.write(content.decode())
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Runs the command; ends with status 2 for bad input and 1 for a run that failed."""
+    given = sys.argv[1:] if arguments is None else arguments
+    try:
+        _command(given).run()
+    except ValueError as error:
+        _fail(str(error), 2)
+    except (FloatingPointError, OSError) as error:
+        _fail(str(error), 1)
+    except KeyboardInterrupt:
+        _fail("stopped; a search goes on where it was with --resume and the same --out", 130)
+
+
+def _command(arguments: list[str]) -> Search | Show:
+    search = Annotated[Search, tyro.conf.subcommand("search", default=_search_default(arguments))]
+    show = Annotated[Show, tyro.conf.subcommand("show")]
+    return tyro.cli(
+        search | show,
+        prog="nasi",
+        description="Neural architecture search at initialization (NASI), in JAX.",
+        args=arguments,
+        config=(tyro.conf.OmitSubcommandPrefixes,),
+    )
+
+
+def _search_default(arguments: list[str]) -> Search:
+    """What the flags of `nasi search` default to: when it resumes, the search that it resumes."""
+    flags = argparse.ArgumentParser(add_help=False, exit_on_error=False, allow_abbrev=False)
+    flags.add_argument("--resume", action="store_true")
+    flags.add_argument("--out", type=Path, default=Search.out)
+    try:
+        known, _ = flags.parse_known_args(arguments)
+    except argparse.ArgumentError:
+        return Search()
+    if known.resume and (known.out / "config.json").exists():
+        return Search(config=experiment.saved_config(known.out))
+    return Search()
+
+
+def _fail(message: str, status: int) -> None:
+    print(f"nasi: error: {' '.join(message.split())}", file=sys.stderr)
+    raise SystemExit(status)
+
+
+@contextlib.contextmanager
+def _progress() -> Iterator[experiment.OnProgress]:
+    """Shows a search on stderr: a bar on a terminal, a line now and then elsewhere."""
+    console = Console(stderr=True)
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[left]}"),
+        TextColumn("{task.fields[figures]}"),
+    )
+    printed = 0.0
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        task = progress.add_task("starting", total=None, left="", figures="")
+
+        def on_progress(stage: str, steps: int, run: Run | None) -> None:
+            nonlocal printed
+            done, left, figures = 0, "", ""
+            if run is not None:
+                done = len(run.step_seconds)
+                seconds = round((steps - done) * float(np.mean(run.step_seconds)))
+                left = f"{datetime.timedelta(seconds=seconds)} left"
+                info = run.info
+                figures = f"x {info.trace[-1]:.4g}  nu {info.constraint[-1]:.4g}"
+            progress.update(
+                task, description=stage, total=steps, completed=done, left=left, figures=figures
+            )
+            due = stage != "searching" or time.monotonic() - printed > _SECONDS_BETWEEN_LINES
+            if not console.is_terminal and due:
+                printed = time.monotonic()
+                print(f"{stage}  {done}/{steps}  {left}  {figures}".rstrip(), file=sys.stderr)
+
+        yield on_progress

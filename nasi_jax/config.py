@@ -1,0 +1,181 @@
+"""Configurations as frozen dataclasses, the paper's settings by name, and their JSON form."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from nasi_jax.types import DERIVATIVES, INITIALIZERS, LOSSES, NORM_MODES
+
+LABELS = ("true", "random")
+"""Where labels come from: the data, or a uniform draw that knows nothing of the data."""
+
+CONSTRAINT_RULES = ("fixed", "adaptive", "quantile")
+"""The rules for nu; see `nasi_jax.search.objective`."""
+
+_DARTS = {"steps": 100, "batch_size": 64, "penalty": 2.0, "derivative": "forward"}
+_REDUCED_DARTS_OPS = (
+    "max_pool_3x3",
+    "avg_pool_3x3",
+    "skip_connect",
+    "sep_conv_3x3",
+    "sep_conv_5x5",
+    "dil_conv_3x3",
+    "dil_conv_5x5",
+)
+_NASBENCH201 = {
+    "steps": 100,
+    "batch_size": 32,
+    "penalty": 1.0,
+    "derivative": "reverse",
+    "num_cells": 1,
+}
+_NASBENCH1SHOT1 = {"steps": 390, "batch_size": 64, "penalty": 1.0, "derivative": "reverse"}
+_FIXED = {"constraint_rule": "fixed"}
+_ADAPTIVE = {"constraint_rule": "adaptive"}
+
+VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
+    "nasi-fix": {
+        "darts": {**_DARTS, **_FIXED, "constraint": 100.0, "ops": _REDUCED_DARTS_OPS},
+        "nasbench201": {**_NASBENCH201, **_FIXED, "constraint": 1000.0},
+        "nasbench1shot1": {**_NASBENCH1SHOT1, **_FIXED, "constraint": 1000.0},
+    },
+    "nasi-ada": {
+        "darts": {**_DARTS, **_ADAPTIVE, "constraint": 500.0, "ops": _REDUCED_DARTS_OPS},
+        "nasbench201": {**_NASBENCH201, **_ADAPTIVE, "constraint": 1000.0},
+        "nasbench1shot1": {**_NASBENCH1SHOT1, **_ADAPTIVE, "constraint": 1000.0},
+    },
+}
+"""Settings by variant and family of spaces.
+
+Stated in the paper (section 6): T = 100, b = 64, mu = 2 and nu = 100 (fixed) or initially 500
+(adaptive) for DARTS; mu = 1 and nu initially 1000, adaptive, for NAS-Bench-1Shot1. Its DARTS space
+is called reduced; that this means without `none` is our reading. The 390 steps of
+NAS-Bench-1Shot1 are one epoch of half of CIFAR-10. The rest is not stated: a fixed nu outside of
+DARTS takes the initial value of the adaptive one, and NAS-Bench-201 takes the penalty and the
+constraint of NAS-Bench-1Shot1, and a supernet of one cell a stage, with as many steps on as many
+images as two CPU cores do in a minute. Of the two ways to differentiate, which give the same,
+each space has the one that was faster on CPU or, for DARTS, that needs less memory.
+"""
+
+
+@dataclass(frozen=True)
+class SearchConfig:
+    """What a search depends on. A setting left at None takes the variant's value for the space.
+
+    Attributes:
+      space: darts, nasbench201, nasbench1shot1-1, nasbench1shot1-2 or nasbench1shot1-3.
+      variant: nasi-fix (constant nu) or nasi-ada (nu follows the mean), with the paper's settings.
+      data: digits or gaussian (no download), a path to an .npz with x_train and y_train, or the
+        name of a tensorflow-datasets data set, such as cifar10.
+      labels: true, or random (uniform over the classes).
+      steps: number of steps T, each with a fresh mini-batch and a fresh architecture.
+      batch_size: examples b in a mini-batch.
+      penalty: mu, the weight of the constraint; 1 caps the objective at nu, 2 makes it a tent.
+      constraint: nu, the initial one if the rule changes it.
+      constraint_rule: fixed, adaptive (running mean of x that includes nu) or quantile (of x over
+        random relaxed architectures; the constraint itself is then not used).
+      constraint_quantile: which quantile, between 0 and 1.
+      constraint_samples: how many random relaxed architectures that quantile is over.
+      temperature: tau of the Gumbel-softmax.
+      hard: one-hot samples with the straight-through gradient, in place of soft ones.
+      radius: xi, the bound on the norm of the step that alpha takes.
+      norm: batch (statistics of the batch), frozen (of a reference batch, constant) or none.
+      init: he_normal, he_uniform, xavier_normal, lecun_normal or pytorch.
+      loss: cross_entropy, or mse against one-hot labels.
+      derivative: forward or reverse, either over the reverse mode: two ways to the same gradient.
+      ops: the operations on offer, to search in a part of the space.
+      init_channels: channels of the first cells of the supernet.
+      num_cells: cells of the supernet; in the NAS-Bench spaces, cells in each of the 3 stages.
+      image_size: height and width that images are brought to, a multiple of 4.
+      data_dir: where tensorflow-datasets keeps its data sets.
+      seed: seed of everything random.
+
+    Raises:
+      ValueError: for a value that is not accepted; the message says what is.
+    """
+
+    space: str = "nasbench201"
+    variant: str = "nasi-ada"
+    data: str = "digits"
+    labels: str = "true"
+    steps: int | None = None
+    batch_size: int | None = None
+    penalty: float | None = None
+    constraint: float | None = None
+    constraint_rule: str | None = None
+    constraint_quantile: float = 0.5
+    constraint_samples: int = 16
+    temperature: float = 1.0
+    hard: bool = False
+    radius: float = 1.0
+    norm: str = "batch"
+    init: str = "he_normal"
+    loss: str = "cross_entropy"
+    derivative: str | None = None
+    ops: tuple[str, ...] | None = None
+    init_channels: int | None = None
+    num_cells: int | None = None
+    image_size: int = 32
+    data_dir: str | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        choices = {
+            "variant": tuple(VARIANTS),
+            "labels": LABELS,
+            "constraint_rule": (None, *CONSTRAINT_RULES),
+            "norm": NORM_MODES,
+            "init": INITIALIZERS,
+            "loss": LOSSES,
+            "derivative": (None, *DERIVATIVES),
+        }
+        for name, known in choices.items():
+            value = getattr(self, name)
+            if value not in known:
+                names = ", ".join(filter(None, known))
+                raise ValueError(f"unknown {name} {value!r}; known: {names}")
+        least = {"steps": 1, "batch_size": 1, "constraint_samples": 1, "seed": 0}
+        for name, bound in least.items():
+            value = getattr(self, name)
+            if value is not None and value < bound:
+                raise ValueError(f"{name} must be at least {bound}, got {value}")
+        for name in ("penalty", "constraint", "temperature", "radius", "constraint_quantile"):
+            value = getattr(self, name)
+            if value is not None and not (math.isfinite(value) and value >= 0):
+                raise ValueError(f"{name} must be a finite number from 0 on, got {value}")
+        for name in ("temperature", "radius"):
+            if getattr(self, name) == 0:
+                raise ValueError(f"{name} must be above 0, got 0")
+        if self.constraint_quantile > 1:
+            raise ValueError(
+                f"constraint_quantile must be between 0 and 1, got {self.constraint_quantile}"
+            )
+
+    def resolved(self) -> SearchConfig:
+        """The configuration with the variant's value in place of every None that it sets."""
+        family = self.space.rpartition("-")[0] or self.space
+        settings = VARIANTS[self.variant].get(family, {})
+        missing = {name: value for name, value in settings.items() if getattr(self, name) is None}
+        return dataclasses.replace(self, **missing)
+
+
+def to_dict(config: SearchConfig) -> dict[str, Any]:
+    """The JSON form: every field by its name."""
+    return dataclasses.asdict(config)
+
+
+def from_dict(values: dict[str, Any]) -> SearchConfig:
+    """Reads the JSON form.
+
+    Raises:
+      ValueError: for an unknown field or a value that is not accepted.
+    """
+    known = {field.name for field in dataclasses.fields(SearchConfig)}
+    unknown = sorted(set(values) - known)
+    if unknown:
+        raise ValueError(f"unknown setting {', '.join(unknown)}; known: {', '.join(sorted(known))}")
+    ops = values.get("ops")
+    return SearchConfig(**{**values, "ops": None if ops is None else tuple(ops)})

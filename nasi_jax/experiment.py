@@ -1,0 +1,396 @@
+"""A search from its configuration to a directory of results, which a killed run can resume."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import fcntl
+import functools
+import importlib.metadata
+import io
+import json
+import math
+import platform
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+
+from nasi_jax import config as configuration
+from nasi_jax import data, files, plot
+from nasi_jax import search as nasi_search
+from nasi_jax.cells import (
+    AnyGenotype,
+    Nasbench101Genotype,
+    genotype_from_dict,
+    genotype_to_dict,
+    parse_genotype,
+    search_space,
+)
+from nasi_jax.config import SearchConfig
+from nasi_jax.kernels import batch_gradient
+from nasi_jax.search import (
+    Constraint,
+    Run,
+    SearchAlgorithm,
+    SearchInfo,
+    SearchState,
+)
+from nasi_jax.types import Alpha, Batch, Derivative, Initializer, Loss, NormMode, SearchSpace
+
+FILES = (
+    "config.json",
+    "result.json",
+    "history.csv",
+    "cells.svg",
+    "cells.png",
+    "history.png",
+    "checkpoint",
+)
+"""What a search writes into its directory, and all that `overwrite` removes from it."""
+
+OnProgress = Callable[[str, int, Run | None], None]
+"""Called with what is going on, the number of steps in all, and the run so far."""
+
+_PACKAGES = ("nasi-jax", "jax", "jaxlib", "flax", "optax", "numpy")
+_SECONDS_BETWEEN_CHECKPOINTS = 5.0
+
+
+def build(config: SearchConfig, num_classes: int) -> tuple[SearchSpace, SearchAlgorithm]:
+    """The search space and the algorithm that a resolved configuration describes.
+
+    Raises:
+      ValueError: for an unknown space or operation, or a size that is too small.
+    """
+    space = search_space(
+        config.space,
+        ops=config.ops,
+        init_channels=config.init_channels,
+        num_cells=config.num_cells,
+    )
+    steps = cast(int, config.steps)
+    proxy = functools.partial(
+        batch_gradient,
+        loss=cast(Loss, config.loss),
+        derivative=cast(Derivative, config.derivative),
+    )
+    algorithm = nasi_search.nasi(
+        space,
+        num_classes=num_classes,
+        optimizer=nasi_search.one_step_ascent(steps, radius=config.radius),
+        proxy=proxy,
+        penalty=cast(float, config.penalty),
+        constraint=_constraint(config),
+        temperature=config.temperature,
+        hard=config.hard,
+        norm=cast(NormMode, config.norm),
+        init=cast(Initializer, config.init),
+    )
+    return space, algorithm
+
+
+def _constraint(config: SearchConfig) -> Constraint:
+    nu = cast(float, config.constraint)
+    if config.constraint_rule == "quantile":
+        return nasi_search.quantile(
+            config.constraint_quantile, num_samples=config.constraint_samples
+        )
+    return nasi_search.fixed(nu) if config.constraint_rule == "fixed" else nasi_search.adaptive(nu)
+
+
+def search(
+    config: SearchConfig,
+    out: Path,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    on_progress: OnProgress = lambda stage, steps, run: None,
+) -> dict[str, Any]:
+    """Runs a search and writes `FILES` into a directory.
+
+    Args:
+      config: the configuration; what it leaves at None takes the variant's value.
+      out: the directory, made if it is not there.
+      resume: whether to go on with the search that the directory holds, if it holds one. The
+        result is that of an unbroken search.
+      overwrite: whether to remove what an earlier search left in the directory.
+      on_progress: called as the search goes on.
+
+    Returns:
+      What stands in `result.json`.
+
+    Raises:
+      ValueError: for a wrong configuration, data that cannot be used, or a directory that is in
+        use, or holds another search.
+      FloatingPointError: if the trace is not finite.
+    """
+    config = config.resolved()
+    dataset = data.load(
+        config.data,
+        labels=config.labels,
+        image_size=config.image_size,
+        seed=config.seed,
+        data_dir=config.data_dir,
+    )
+    space, algorithm = build(config, dataset.num_classes)
+    search_key, data_key = jax.random.split(jax.random.key(config.seed))
+    steps, batch_size = cast(int, config.steps), cast(int, config.batch_size)
+
+    def batches(step: int) -> Batch:
+        return dataset.batch(data_key, step, batch_size)
+
+    batches(0)
+    with _claimed(out), _checkpoints(out, config, resume, overwrite) as checkpoints:
+        on_progress("compiling", steps, None)
+        start = _restored(checkpoints, jax.eval_shape(algorithm.init, search_key, batches(0)))
+        saved = time.monotonic()
+
+        def on_step(run: Run) -> None:
+            nonlocal saved
+            done = len(run.step_seconds)
+            if done == steps or time.monotonic() - saved > _SECONDS_BETWEEN_CHECKPOINTS:
+                checkpoints.save(done, args=ocp.args.StandardSave(run._asdict()))
+                saved = time.monotonic()
+            on_progress("searching", steps, run)
+
+        run = nasi_search.run(search_key, algorithm, batches, steps, start=start, on_step=on_step)
+        on_progress("drawing", steps, run)
+        result = _result(config, space, dataset, run)
+        _write(out, space, result, run)
+    return result
+
+
+def _restored(checkpoints: ocp.CheckpointManager, state: SearchState) -> Run | None:
+    """The run that the last whole checkpoint holds, bit for bit; `state` gives its shapes."""
+    done = checkpoints.latest_step()
+    if done is None:
+        return None
+
+    def steps_of(shape: tuple[int, ...]) -> Any:
+        return jax.ShapeDtypeStruct((done, *shape), jnp.float32)
+
+    update: Any = {name: steps_of(leaf.shape) for name, leaf in state.alpha.items()}
+    info = SearchInfo(steps_of(()), steps_of(()), steps_of(()), steps_of(()), update)
+    like = Run(state, info, np.zeros(done), 0.0)
+    run = Run(**checkpoints.restore(done, args=ocp.args.StandardRestore(like._asdict())))
+    return run._replace(info=jax.device_get(run.info))
+
+
+@contextlib.contextmanager
+def _claimed(out: Path) -> Iterator[None]:
+    """Keeps other processes out of a directory, which is made if it is not there.
+
+    The lock goes with the process, so a killed one leaves nothing behind that is in the way.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        lock = (out / ".lock").open("w")
+    except OSError as error:
+        raise ValueError(f"cannot write to the directory {out}: {error.strerror}") from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ValueError(f"the directory {out} is in use by another search") from error
+        yield
+
+
+@contextlib.contextmanager
+def _checkpoints(
+    out: Path, config: SearchConfig, resume: bool, overwrite: bool
+) -> Iterator[ocp.CheckpointManager]:
+    """The checkpoints of this very configuration in a directory that may be written to."""
+    present = [name for name in FILES if (out / name).exists()]
+    if overwrite:
+        for name in present:
+            path = out / name
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    elif present and not resume:
+        raise ValueError(
+            f"the directory {out} holds a search already ({present[0]}): continue it with "
+            "--resume, replace it with --overwrite, or name another directory"
+        )
+    elif present:
+        _check_same(saved_config(out), config)
+    files.write_bytes(out / "config.json", _json(configuration.to_dict(config)).encode())
+    options = ocp.CheckpointManagerOptions(max_to_keep=1, enable_async_checkpointing=False)
+    manager = ocp.CheckpointManager((out / "checkpoint").absolute(), options=options)
+    with contextlib.closing(manager):
+        yield manager
+
+
+def saved_config(out: Path) -> SearchConfig:
+    """The configuration of the search that a directory holds.
+
+    Raises:
+      ValueError: if the directory holds none, or it cannot be read.
+    """
+    path = out / "config.json"
+    try:
+        return configuration.from_dict(json.loads(path.read_text()))
+    except OSError as error:
+        raise ValueError(f"no search to resume: cannot read {path}") from error
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path} is not the configuration of a search: {error}") from error
+
+
+def _check_same(saved: SearchConfig, config: SearchConfig) -> None:
+    given, kept = configuration.to_dict(config), configuration.to_dict(saved)
+    differences = [
+        f"{name} {kept[name]} not {given[name]}" for name in given if given[name] != kept[name]
+    ]
+    if differences:
+        raise ValueError(f"the search to resume has {', '.join(differences)}")
+
+
+def _result(
+    config: SearchConfig, space: SearchSpace, dataset: data.Dataset, run: Run
+) -> dict[str, Any]:
+    alpha = run.state.alpha
+    genotype = space.discretize(alpha)
+    result = {
+        "space": space.name,
+        "text": genotype.to_text(),
+        "genotype": genotype_to_dict(genotype),
+        "choices": [
+            {
+                **margin._asdict(),
+                "standard_error": _finite(margin.standard_error),
+                "margin_in_standard_errors": _finite(margin.ratio),
+            }
+            for margin in nasi_search.margins(space, alpha, run.info.update)
+        ],
+        "alpha": {
+            name: {
+                row: dict(zip(columns, map(float, values), strict=True))
+                for row, values in zip(rows, np.asarray(alpha[name]), strict=True)
+            }
+            for name, (rows, columns) in space.labels().items()
+        },
+        "norm": config.norm,
+        "num_classes": dataset.num_classes,
+        "seed": config.seed,
+        "config": configuration.to_dict(config),
+        "seconds": {
+            "compile": run.compile_seconds,
+            "search": float(np.sum(run.step_seconds)),
+        },
+        "device": f"{jax.devices()[0].platform}: {jax.devices()[0].device_kind}",
+        "versions": {
+            "python": platform.python_version(),
+            **{name: importlib.metadata.version(name) for name in _PACKAGES},
+        },
+    }
+    if isinstance(genotype, Nasbench101Genotype):
+        result["pruned"] = genotype_to_dict(genotype.prune())
+        result["module_hash"] = genotype.module_hash()
+    return result
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _write(out: Path, space: SearchSpace, result: dict[str, Any], run: Run) -> None:
+    """Writes the files, `result.json` last: where it stands, all stand."""
+    config = result["config"]
+    title = f"{config['variant']} in {space.name} on {config['data']} ({config['norm']} norm)"
+    confidence = {
+        choice["name"]: choice["margin_in_standard_errors"]
+        for choice in result["choices"]
+        if choice["margin_in_standard_errors"] is not None
+    }
+    cells = plot.draw_genotype(
+        space.discretize(run.state.alpha), confidence=confidence, title=title
+    )
+    plot.save(cells, out / "cells.svg")
+    plot.save(cells, out / "cells.png")
+    history = {
+        "x": np.asarray(run.info.trace),
+        "nu": np.asarray(run.info.constraint),
+        "gradient_norm": np.asarray(run.info.gradient_norm),
+    }
+    plot.save(plot.draw_history(history, title=title), out / "history.png")
+    files.write_bytes(out / "history.csv", _history(space, run).encode())
+    files.write_bytes(out / "result.json", _json(result).encode())
+
+
+def _history(space: SearchSpace, run: Run) -> str:
+    """The steps as csv, each with what would be selected after it."""
+    alphas = {name: np.cumsum(update, axis=0) for name, update in run.info.update.items()}
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["step", "x", "nu", "objective", "gradient_norm", "seconds", "selected"])
+    for index, seconds in enumerate(run.step_seconds):
+        alpha: Alpha = {name: jnp.asarray(values[index]) for name, values in alphas.items()}
+        info = run.info
+        figures = (info.trace, info.constraint, info.objective, info.gradient_norm)
+        numbers = [float(values[index]) for values in figures]
+        selected = space.discretize(alpha).to_text()
+        writer.writerow([index + 1, *numbers, float(seconds), selected])
+    return text.getvalue()
+
+
+def show(text_or_file: str, form: str) -> bytes:
+    """A genotype in another form.
+
+    Args:
+      text_or_file: a genotype as text or JSON, or the path of a file that holds one; of a
+        `result.json` the genotype that it reports.
+      form: text, json, svg or png.
+
+    Raises:
+      ValueError: if there is no genotype in it, or for another form.
+    """
+    genotype = _read_genotype(text_or_file)
+    if form == "text":
+        return (genotype.to_text() + "\n").encode()
+    if form == "json":
+        return _json(genotype_to_dict(genotype)).encode()
+    return plot.render(plot.draw_genotype(genotype), form)
+
+
+def _read_genotype(text_or_file: str) -> AnyGenotype:
+    path = Path(text_or_file)
+    try:
+        is_file = path.is_file()
+    except (OSError, ValueError):
+        # A genotype is no path: too long a name, or a character that no name has.
+        is_file = False
+    if not is_file:
+        return parse_genotype(text_or_file)
+    try:
+        text = path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"cannot read a genotype from {path}: {error}") from error
+    try:
+        fields = json.loads(text)
+    except (ValueError, RecursionError):
+        return parse_genotype(text)
+    if isinstance(fields, dict) and "genotype" in fields:
+        fields = fields["genotype"]
+    return genotype_from_dict(fields)
+
+
+def write(path: Path, content: bytes, *, overwrite: bool) -> None:
+    """Writes a file, whole or not at all.
+
+    Raises:
+      ValueError: if the file is there and `overwrite` is not set, or it cannot be written.
+    """
+    if path.exists() and not overwrite:
+        raise ValueError(f"{path} is there already: replace it with --overwrite")
+    try:
+        files.write_bytes(path, content)
+    except OSError as error:
+        raise ValueError(f"cannot write {path}: {error.strerror}") from error
+
+
+def _json(content: Any) -> str:
+    return json.dumps(content, indent=2, allow_nan=False) + "\n"

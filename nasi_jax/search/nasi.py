@@ -1,0 +1,190 @@
+"""NASI (Shu et al., ICLR 2022), Algorithm 1, as a pair of pure functions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from nasi_jax.kernels.trace import batch_gradient
+from nasi_jax.search.objective import Constraint, ConstraintState, adaptive, penalised
+from nasi_jax.search.relaxation import close_over, gumbel_softmax
+from nasi_jax.types import Alpha, Batch, Initializer, NormMode, Params, ProxyFn, SearchSpace
+
+
+class SearchState(NamedTuple):
+    """Where a search stands.
+
+    Attributes:
+      alpha: architecture logits; `space.discretize` reads the result off them.
+      params: theta_0 of the supernet, the same at every step.
+      opt_state: state of the optimizer of alpha.
+      constraint: state of nu.
+      reference: inputs of the reference batch in norm mode `frozen`, else None.
+    """
+
+    alpha: Alpha
+    params: Params
+    opt_state: Any
+    constraint: ConstraintState
+    reference: jax.Array | None
+
+
+class SearchInfo(NamedTuple):
+    """What one step saw.
+
+    Attributes:
+      trace: x, the proxy of the sampled architecture.
+      constraint: nu.
+      objective: R.
+      gradient_norm: L2 norm of the gradient of R in alpha, over all choices together.
+      update: what the step added to alpha.
+    """
+
+    trace: jax.Array
+    constraint: jax.Array
+    objective: jax.Array
+    gradient_norm: jax.Array
+    update: Alpha
+
+
+class SearchAlgorithm(NamedTuple):
+    """A search as pure functions, which a caller may jit, and call in a loop of their own.
+
+    Attributes:
+      init: `(key, batch) -> SearchState`.
+      step: `(key, state, batch) -> (SearchState, SearchInfo)`.
+    """
+
+    init: Callable[[jax.Array, Batch], SearchState]
+    step: Callable[[jax.Array, SearchState, Batch], tuple[SearchState, SearchInfo]]
+
+
+def normalize_by_max_norm() -> optax.GradientTransformation:
+    """Divides updates by the largest norm seen so far, the present one included.
+
+    u_t = G_t / max(||G_1||_2, ..., ||G_t||_2), the norm taken over the whole pytree: the
+    normalisation of equation (18) of the paper. Zero stays zero.
+    """
+
+    def init(params: optax.Params) -> jax.Array:
+        del params
+        return jnp.zeros(())
+
+    def update(
+        updates: optax.Updates, largest: jax.Array, params: optax.Params | None = None
+    ) -> tuple[optax.Updates, jax.Array]:
+        del params
+        largest = jnp.maximum(largest, optax.global_norm(updates))
+        divisor = jnp.where(largest > 0, largest, 1.0)
+        return jax.tree.map(lambda leaf: leaf / divisor, updates), largest
+
+    return optax.GradientTransformation(init, update)
+
+
+def one_step_ascent(num_steps: int, *, radius: float = 1.0) -> optax.GradientTransformation:
+    """The sum of equation (18): alpha* = alpha_0 + (xi / T) sum_t G_t / max_{s<=t} ||G_s||_2.
+
+    As everywhere in optax the incoming gradients are those of a loss, here of -R.
+
+    Args:
+      num_steps: T.
+      radius: xi, which bounds the norm of alpha* - alpha_0.
+    """
+    return optax.chain(normalize_by_max_norm(), optax.scale(-radius / num_steps))
+
+
+def nasi(
+    space: SearchSpace,
+    *,
+    num_classes: int,
+    optimizer: optax.GradientTransformation,
+    proxy: ProxyFn = batch_gradient,
+    penalty: float = 2.0,
+    constraint: Constraint | None = None,
+    temperature: float = 1.0,
+    hard: bool = False,
+    move_alpha: bool = False,
+    norm: NormMode = "batch",
+    init: Initializer = "he_normal",
+) -> SearchAlgorithm:
+    """NASI in a search space.
+
+    A step samples an architecture by Gumbel-softmax, takes the gradient of
+    R = x - mu * max(0, x - nu) in alpha on one batch, and hands it to the optimizer.
+
+    Args:
+      space: what to search in.
+      num_classes: outputs `K` of the supernet.
+      optimizer: turns gradients of -R into updates of alpha: `one_step_ascent(T)` is the paper's.
+      proxy: x, the score of a network at initialisation.
+      penalty: mu.
+      constraint: the rule for nu; `adaptive(500.0)`, the paper's for DARTS, if not given.
+      temperature: tau of the Gumbel-softmax.
+      hard: whether samples are one-hot, with the straight-through gradient.
+      move_alpha: whether gradients are taken at the alpha reached so far. The paper takes all of
+        them at alpha_0 = 0; an optimizer such as `optax.adam` means to move.
+      norm: the supernet's norm mode; see `nasi_jax.types.NormMode`.
+      init: distribution of theta_0.
+
+    Returns:
+      The search as `init(key, batch)` and `step(key, state, batch)`.
+    """
+    rule = adaptive(500.0) if constraint is None else constraint
+    supernet = space.supernet(num_classes, norm=norm, init=init, param_dtype=jnp.float32)
+
+    def trace_of(
+        key: jax.Array,
+        alpha: Alpha,
+        params: Params,
+        batch: Batch,
+        reference: jax.Array | None,
+    ) -> jax.Array:
+        sample_key, proxy_key = jax.random.split(key)
+        weights = gumbel_softmax(
+            sample_key,
+            alpha,
+            temperature=temperature,
+            hard=hard,
+            num_selected=space.num_selected(),
+        )
+        apply_fn = close_over(supernet, params, weights, norm=norm, reference=reference)
+        return proxy(proxy_key, apply_fn, params, batch)
+
+    def init_fn(key: jax.Array, batch: Batch) -> SearchState:
+        params_key, sample_key = jax.random.split(key)
+        alpha = space.init_alpha()
+        weights = jax.tree.map(jax.nn.softmax, alpha)
+        params = supernet.init(params_key, batch.inputs, weights)["params"]
+        reference = batch.inputs if norm == "frozen" else None
+
+        def sample_traces(num_samples: int) -> jax.Array:
+            keys = jax.random.split(sample_key, num_samples)
+            return jax.lax.map(lambda key: trace_of(key, alpha, params, batch, reference), keys)
+
+        return SearchState(
+            alpha, params, optimizer.init(alpha), rule.init(sample_traces), reference
+        )
+
+    def step_fn(key: jax.Array, state: SearchState, batch: Batch) -> tuple[SearchState, SearchInfo]:
+        nu = state.constraint.nu
+
+        def loss(alpha: Alpha) -> tuple[jax.Array, jax.Array]:
+            trace = trace_of(key, alpha, state.params, batch, state.reference)
+            return -penalised(trace, nu, penalty), trace
+
+        alpha = state.alpha if move_alpha else space.init_alpha()
+        (negative, trace), gradient = jax.value_and_grad(loss, has_aux=True)(alpha)
+        update, opt_state = optimizer.update(gradient, state.opt_state, state.alpha)
+        moved = optax.apply_updates(state.alpha, update)
+        info = SearchInfo(trace, nu, -negative, optax.global_norm(gradient), update)
+        constraint_state = rule.update(state.constraint, trace)
+        return (
+            SearchState(moved, state.params, opt_state, constraint_state, state.reference),
+            info,
+        )
+
+    return SearchAlgorithm(init_fn, step_fn)

@@ -1,0 +1,85 @@
+"""From alpha to the weights of a supernet, and from weights to a function of the parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from nasi_jax.types import Alpha, ApplyFn, NormMode, Params
+
+
+def gumbel_softmax(
+    key: jax.Array,
+    alpha: Alpha,
+    *,
+    temperature: float = 1.0,
+    hard: bool = False,
+    num_selected: Mapping[str, int] | None = None,
+) -> Alpha:
+    """Samples relaxed architectures: softmax((alpha + g) / tau), g ~ Gumbel(0, 1), row by row.
+
+    The reparameterisation of equation (15) of the paper.
+
+    Args:
+      key: random key, consumed.
+      alpha: logits, `[rows, options]` each.
+      temperature: tau, above 0.
+      hard: whether the weights are 0 and 1, with the gradient of the soft ones (straight-through).
+      num_selected: for each entry of alpha, how many options of a row are 1 when hard; 1 each if
+        not given. The k largest of alpha + g are a sample of k options without replacement.
+
+    Returns:
+      Weights of the structure of `alpha`.
+    """
+    keys = jax.random.split(key, len(alpha))
+    weights = {}
+    for name, subkey in zip(sorted(alpha), keys, strict=True):
+        logits = alpha[name] + jax.random.gumbel(subkey, alpha[name].shape, alpha[name].dtype)
+        soft = jax.nn.softmax(logits / temperature)
+        if hard:
+            count = 1 if num_selected is None else num_selected[name]
+            threshold = lax.top_k(logits, count)[0][:, -1:]
+            chosen = (logits >= threshold).astype(soft.dtype)
+            soft = soft + lax.stop_gradient(chosen - soft)
+        weights[name] = soft
+    return weights
+
+
+def close_over(
+    supernet: nn.Module,
+    params: Params,
+    weights: Alpha,
+    *,
+    norm: NormMode,
+    reference: jax.Array | None = None,
+) -> ApplyFn:
+    """The supernet at given weights as a function of parameters and inputs.
+
+    Args:
+      supernet: maps `(inputs, weights)` to outputs.
+      params: parameters that the frozen statistics are taken at.
+      weights: relaxed or one-hot weights.
+      norm: the supernet's norm mode.
+      reference: inputs `[R, ...]` whose statistics normalise in mode `frozen`, those of this
+        very architecture, as constants.
+
+    Returns:
+      `apply_fn(params, inputs)`.
+    """
+    statistics: Any = {}
+    if norm == "frozen":
+        _, statistics = supernet.apply(
+            {"params": params}, reference, weights, mutable=["batch_stats"]
+        )
+        statistics = lax.stop_gradient(statistics)
+
+    def apply_fn(params: Params, inputs: jax.Array) -> jax.Array:
+        outputs = supernet.apply({"params": params, **statistics}, inputs, weights)
+        return jnp.asarray(outputs)
+
+    return apply_fn
