@@ -29,7 +29,7 @@ from nasi_jax.search import (
     one_step_ascent,
     quantile,
     run,
-    score,
+    score_fn,
 )
 from nasi_jax.types import Batch, Edge
 
@@ -59,6 +59,6 @@ __all__ = [
     "parse_genotype",
     "quantile",
     "run",
-    "score",
+    "score_fn",
     "search_space",
 ]

@@ -238,7 +238,8 @@ def _plot(axes: Axes, values: np.ndarray, label: str, form: str, **style: Any) -
     """Plots one series over the steps; the legend counts what is not finite."""
     left_out = int(np.isnan(values).sum())
     suffix = f" ({left_out} not finite)" if left_out else ""
-    axes.plot(values, form, label=label + suffix, linewidth=1, **style)
+    steps = np.arange(1, len(values) + 1)
+    axes.plot(steps, values, form, label=label + suffix, linewidth=1, **style)
 
 
 def _darts_cell(name: str, edges: tuple[Edge, ...], unsure: Set[str]) -> _Cell:

@@ -7,6 +7,7 @@ from typing import Any, Literal, NamedTuple, Protocol, get_args
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 Params = Any
 """A pytree of arrays."""
@@ -129,7 +130,12 @@ class SearchSpace(Protocol):
         ...
 
     def supernet(
-        self, num_classes: int, *, norm: NormMode, init: Initializer, param_dtype: Any
+        self,
+        num_classes: int,
+        *,
+        norm: NormMode = "batch",
+        init: Initializer = "he_normal",
+        param_dtype: Any = jnp.float32,
     ) -> nn.Module:
         """The one-shot network: `(inputs, weights) -> logits [B, num_classes]`."""
         ...
@@ -139,12 +145,16 @@ class SearchSpace(Protocol):
         genotype: Any,
         num_classes: int,
         *,
-        form: Literal["search", "evaluation"],
-        norm: NormMode,
-        init: Initializer,
-        param_dtype: Any,
+        form: Literal["search", "evaluation"] = "evaluation",
+        norm: NormMode = "batch",
+        init: Initializer = "he_normal",
+        param_dtype: Any = jnp.float32,
     ) -> nn.Module:
         """One architecture: `inputs -> logits [B, num_classes]`."""
+        ...
+
+    def inherit(self, variables: Any) -> Any:
+        """The supernet's variables under the names of the `search` form of a network."""
         ...
 
     def discretize(self, alpha: Alpha) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -11,6 +12,7 @@ import jax.numpy as jnp
 
 from nasi_jax.cells.choice import indicator, random_alpha, selected
 from nasi_jax.cells.genotype import DARTS_OPS, DartsGenotype
+from nasi_jax.cells.mixed import Scope, add_mixed_edges, unstacked
 from nasi_jax.cells.ops import (
     Conv,
     FactorizedReduce,
@@ -155,7 +157,9 @@ class Darts:
         """
         return {
             collection: {
-                layer: _unstacked(values) if layer.startswith("cell_") else values
+                layer: unstacked(values, _stacks("edges_of_inputs" in values))
+                if layer.startswith("cell_")
+                else values
                 for layer, values in layers.items()
             }
             for collection, layers in variables.items()
@@ -180,45 +184,22 @@ def _groups(reduction: bool) -> dict[str, tuple[int, tuple[int, ...]]]:
     return {"edges_of_inputs": (2, from_inputs), "edges": (1, others)}
 
 
-def _unstacked(cell: Any) -> Any:
-    """A cell's variables with an entry `edge_i_j` for each edge in place of the stacks."""
-    groups = _groups("edges_of_inputs" in cell)
-    flat = {name: values for name, values in cell.items() if name not in groups}
-    for name, (_, rows) in groups.items():
-        for position, row in enumerate(rows):
-            source, node = EDGES[row]
-            flat[f"edge_{source}_{node}"] = jax.tree.map(
-                lambda leaf, position=position: leaf[position], cell.get(name, {})
-            )
-    return flat
+def _stacks(reduction: bool) -> dict[str, list[str]]:
+    return {
+        name: [_edge_name(*EDGES[row]) for row in rows]
+        for name, (_, rows) in _groups(reduction).items()
+    }
 
 
-class _Edge(nn.Module):
-    """Adds one edge's mixed operation to the node that it leads to: one step of a scan."""
-
-    ops: tuple[str, ...]
-    stride: int
-    spec: LayerSpec
-
-    @nn.compact
-    def __call__(
-        self, states: jax.Array, inputs: jax.Array | None, edge: tuple[jax.Array, ...]
-    ) -> tuple[jax.Array, None]:
-        source, node, weights = edge
-        state = (states if inputs is None else inputs)[source]
-        total = jnp.zeros_like(states[0])
-        for column, op in enumerate(self.ops):
-            if op != "none":
-                output = darts_op(op, state, stride=self.stride, spec=self.spec, pool_norm=True)
-                total += weights[column] * output
-        return states.at[node].add(total), None
+def _edge_name(source: int, node: int) -> str:
+    return f"edge_{source}_{node}"
 
 
 class _Supercell(nn.Module):
-    """A cell with every operation on every edge, as a scan over the edges.
+    """A cell with every operation on every edge.
 
-    The 14 edges have one shape, so one body compiles for all of them; only the states and the
-    edge at hand are kept for the derivatives (`nn.remat`).
+    Of the 14 edges only the states are kept for the derivatives: what the operations leave on
+    the way is many times as large.
     """
 
     ops: tuple[str, ...]
@@ -234,17 +215,15 @@ class _Supercell(nn.Module):
         else:
             states = jnp.concatenate([inputs, jnp.zeros((4, *first.shape), first.dtype)])
         for name, (stride, rows) in _groups(self.reduction).items():
-            scan = nn.scan(
-                nn.remat(_Edge, prevent_cse=False),
-                variable_axes={"params": 0, "batch_stats": 0},
-                split_rngs={"params": True},
-                in_axes=(nn.broadcast, 0),
-                length=len(rows),
-            )
-            sources, nodes = jnp.array([EDGES[row] for row in rows]).T
-            edges = (sources, nodes, weights[jnp.array(rows)])
-            states, _ = scan(self.ops, stride, self.spec, name=name)(
-                states, inputs if stride == 2 else None, edges
+            states = add_mixed_edges(
+                states,
+                [EDGES[row] for row in rows],
+                weights[jnp.array(rows)],
+                ops=self.ops,
+                apply_op=functools.partial(darts_op, stride=stride, spec=self.spec, pool_norm=True),
+                name=name,
+                inputs=inputs if stride == 2 else None,
+                remat=True,
             )
         return jnp.concatenate([states[node] for node in NODES], axis=-1)
 
@@ -262,26 +241,12 @@ class _Cell(nn.Module):
         states = {0: first, 1: second}
         for node, edge in _edges_by_node(self.edges):
             stride = 2 if self.reduction and edge.node < 2 else 1
-            output = _Operation(
-                edge.op, stride, self.spec, self.pool_norm, name=f"edge_{edge.node}_{node}"
-            )(states[edge.node])
+            op = functools.partial(
+                darts_op, edge.op, stride=stride, spec=self.spec, pool_norm=self.pool_norm
+            )
+            output = Scope(op, name=_edge_name(edge.node, node))(states[edge.node])
             states[node] = states[node] + output if node in states else output
         return jnp.concatenate([states[node] for node in NODES], axis=-1)
-
-
-class _Operation(nn.Module):
-    """One operation under the name of its edge."""
-
-    op: str
-    stride: int
-    spec: LayerSpec
-    pool_norm: bool
-
-    @nn.compact
-    def __call__(self, inputs: jax.Array) -> jax.Array:
-        return darts_op(
-            self.op, inputs, stride=self.stride, spec=self.spec, pool_norm=self.pool_norm
-        )
 
 
 class _Skeleton(nn.Module):

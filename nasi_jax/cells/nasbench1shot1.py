@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ import numpy as np
 
 from nasi_jax.cells.choice import indicator, random_alpha, selected
 from nasi_jax.cells.genotype import NASBENCH101_OPS, Nasbench101Genotype
+from nasi_jax.cells.mixed import mixed_op, unstacked
 from nasi_jax.cells.ops import (
     ConvNormRelu,
     Head,
@@ -164,12 +166,8 @@ class Nasbench1Shot1:
         param_dtype: Any = jnp.float32,
     ) -> nn.Module:
         """The one-shot network: `(inputs, weights) -> logits [B, num_classes]`."""
-        return self._one_shot(
-            num_classes,
-            (self.ops,) * self.num_vertices,
-            tuple(tuple(range(vertex)) for vertex in range(1, self.num_vertices + 2)),
-            LayerSpec(norm, affine=True, init=init, param_dtype=param_dtype),
-        )
+        spec = LayerSpec(norm, affine=True, init=init, param_dtype=param_dtype)
+        return self._one_shot(num_classes, spec, None)
 
     def network(
         self,
@@ -184,92 +182,171 @@ class Nasbench1Shot1:
         """One cell's network: `inputs -> logits [B, num_classes]`.
 
         Form `search` is what the supernet is with one-hot weights, and takes the supernet's
-        parameters. Form `evaluation` is the network that NAS-Bench-101 trained: the pruned cell,
-        3 stages of 3 cells from 128 channels on, whatever this space's fields say.
+        parameters after `inherit`. Form `evaluation` is the network that NAS-Bench-101 trained:
+        the pruned cell, 3 stages of 3 cells from 128 channels on, whatever this space's fields
+        say.
         """
         spec = LayerSpec(norm, affine=True, init=init, param_dtype=param_dtype)
         if form == "evaluation":
             return Nasbench101Network(num_classes, genotype.prune(), spec)
         self.one_hot(genotype)
-        ops = tuple((op,) for op in genotype.ops[1:-1])
-        parents = tuple(genotype.parents(vertex) for vertex in range(1, self.num_vertices + 2))
-        return self._one_shot(num_classes, ops, parents, spec)
+        return self._one_shot(num_classes, spec, genotype)
 
     def _one_shot(
-        self,
-        num_classes: int,
-        ops: tuple[tuple[str, ...], ...],
-        parents: tuple[tuple[int, ...], ...],
-        spec: LayerSpec,
+        self, num_classes: int, spec: LayerSpec, genotype: Nasbench101Genotype | None
     ) -> OneShotNetwork:
-        return OneShotNetwork(num_classes, self.init_channels, self.num_cells, ops, parents, spec)
+        return OneShotNetwork(
+            num_classes,
+            self.init_channels,
+            self.num_cells,
+            spec,
+            self.ops,
+            self.num_vertices,
+            genotype,
+        )
+
+    def inherit(self, variables: Any) -> Any:
+        """The supernet's variables under the names of the `search` form of a network.
+
+        The supernet keeps the vertices of a cell stacked; here each vertex has its own entry.
+        """
+        names = {"vertices": [f"vertex_{row + 1}" for row in range(self.num_vertices)]}
+        return {
+            collection: {
+                layer: unstacked(values, names) if layer.startswith("cell_") else values
+                for layer, values in layers.items()
+            }
+            for collection, layers in variables.items()
+        }
 
 
-def _op(name: str, inputs: jax.Array, features: int, spec: LayerSpec, label: str) -> jax.Array:
+def _apply_op(name: str, inputs: jax.Array, *, features: int, spec: LayerSpec) -> jax.Array:
     if name == "maxpool3x3":
         return max_pool(inputs)
-    return ConvNormRelu(features, int(name[4]), spec, name=label)(inputs)
+    return ConvNormRelu(features, int(name[4]), spec, name=name)(inputs)
 
 
-class _OneShotCell(nn.Module):
-    ops: tuple[tuple[str, ...], ...]
-    parents: tuple[tuple[int, ...], ...]
+class _MixedVertex(nn.Module):
+    """Fills in one vertex of a one-shot cell: one step of a scan over the vertices."""
+
+    ops: tuple[str, ...]
     features: int
     spec: LayerSpec
 
     @nn.compact
-    def __call__(self, inputs: jax.Array, weights: Alpha | None) -> jax.Array:
-        num_vertices = len(self.ops)
+    def __call__(
+        self, states: jax.Array, inputs: jax.Array, vertex: tuple[jax.Array, ...]
+    ) -> tuple[jax.Array, None]:
+        index, parents, weights = vertex
+        projected = ConvNormRelu(self.features, 1, self.spec, name="projection")(inputs)
+        total = parents[0] * projected + jnp.tensordot(parents[1:], states, axes=1)
+        apply_op = functools.partial(_apply_op, features=self.features, spec=self.spec)
+        return states.at[index].set(mixed_op(apply_op, self.ops, weights, total)), None
+
+
+class _OneShotCell(nn.Module):
+    """A cell with every operation on every vertex, as a scan over the vertices."""
+
+    ops: tuple[str, ...]
+    num_vertices: int
+    features: int
+    spec: LayerSpec
+
+    @nn.compact
+    def __call__(self, inputs: jax.Array, weights: Alpha) -> jax.Array:
+        batch, height, width, _ = inputs.shape
+        states = jnp.zeros((self.num_vertices, batch, height, width, self.features), inputs.dtype)
+        parents = jnp.stack(
+            [self._parents(weights, vertex) for vertex in range(1, self.num_vertices + 1)]
+        )
+        scan = nn.scan(
+            _MixedVertex,
+            variable_axes={"params": 0, "batch_stats": 0},
+            split_rngs={"params": True},
+            in_axes=(nn.broadcast, 0),
+            length=self.num_vertices,
+        )(self.ops, self.features, self.spec, name="vertices")
+        states, _ = scan(states, inputs, (jnp.arange(self.num_vertices), parents, weights["ops"]))
+        read = weights["inputs_output"][0]
+        joined = read[1:, None, None, None, None] * states
+        projection = ConvNormRelu(
+            self.num_vertices * self.features, 1, self.spec, name="output_projection"
+        )
+        return jnp.concatenate(list(joined), axis=-1) + read[0] * projection(inputs)
+
+    def _parents(self, weights: Alpha, vertex: int) -> jax.Array:
+        """Weights `[num_vertices + 1]` of what a vertex reads; without a choice it reads all."""
+        all_before = jnp.ones((1, vertex), weights["ops"].dtype)
+        before = weights.get(f"inputs_{vertex}", all_before)[0]
+        return jnp.pad(before, (0, self.num_vertices + 1 - vertex))
+
+
+class _Vertex(nn.Module):
+    """One vertex of a genotype: the sum of what it reads, then its operation."""
+
+    op: str
+    parents: tuple[int, ...]
+    features: int
+    spec: LayerSpec
+
+    @nn.compact
+    def __call__(self, inputs: jax.Array, states: dict[int, jax.Array]) -> jax.Array:
+        read = [
+            ConvNormRelu(self.features, 1, self.spec, name="projection")(inputs)
+            if source == 0
+            else states[source][..., : self.features]
+            for source in self.parents
+        ]
+        total = functools.reduce(jnp.add, read)
+        return _apply_op(self.op, total, features=self.features, spec=self.spec)
+
+
+class _Cell(nn.Module):
+    """A cell of one genotype in the one-shot network, unpruned."""
+
+    genotype: Nasbench101Genotype
+    features: int
+    spec: LayerSpec
+
+    @nn.compact
+    def __call__(self, inputs: jax.Array) -> jax.Array:
+        output = len(self.genotype.ops) - 1
         states: dict[int, jax.Array] = {}
-        for vertex in range(1, num_vertices + 1):
-            read = [
-                self._weight(weights, f"inputs_{vertex}", 0, source)
-                * (self._projected(inputs, vertex) if source == 0 else states[source])
-                for source in self.parents[vertex - 1]
-            ]
-            total = sum(read[1:], start=read[0])
-            mixed = [
-                self._weight(weights, "ops", vertex - 1, column)
-                * _op(op, total, self.features, self.spec, f"vertex_{vertex}_{op}")
-                for column, op in enumerate(self.ops[vertex - 1])
-            ]
-            states[vertex] = sum(mixed[1:], start=mixed[0])
+        for vertex in range(1, output):
+            parents = self.genotype.parents(vertex)
+            layer = _Vertex(
+                self.genotype.ops[vertex],
+                parents,
+                self.features,
+                self.spec,
+                name=f"vertex_{vertex}",
+            )
+            states[vertex] = layer(inputs, states)
+        read = self.genotype.parents(output)
         joined = jnp.concatenate(
-            [
-                self._weight(weights, "inputs_output", 0, vertex) * state
-                if vertex in self.parents[-1]
-                else jnp.zeros_like(state)
-                for vertex, state in states.items()
-            ],
+            [states[vertex] if vertex in read else 0 * states[vertex] for vertex in states],
             axis=-1,
         )
-        if 0 in self.parents[-1]:
-            projected = self._projected(inputs, "output", num_vertices * self.features)
-            joined += self._weight(weights, "inputs_output", 0, 0) * projected
+        if 0 in read:
+            features = len(states) * self.features
+            joined += ConvNormRelu(features, 1, self.spec, name="output_projection")(inputs)
         return joined
-
-    @staticmethod
-    def _weight(weights: Alpha | None, name: str, row: int, column: int) -> jax.Array | int:
-        return 1 if weights is None or name not in weights else weights[name][row, column]
-
-    def _projected(self, inputs: jax.Array, vertex: int | str, features: int = 0) -> jax.Array:
-        name = f"projection_{vertex}"
-        return ConvNormRelu(features or self.features, 1, self.spec, name=name)(inputs)
 
 
 class OneShotNetwork(nn.Module):
-    """Supernet and network in one: `ops` and `parents` name what each vertex has."""
+    """The network of a genotype, or the supernet of the operations if there is none."""
 
     num_classes: int
     init_channels: int
     num_cells: int
-    ops: tuple[tuple[str, ...], ...]
-    parents: tuple[tuple[int, ...], ...]
     spec: LayerSpec
+    ops: tuple[str, ...]
+    num_vertices: int
+    genotype: Nasbench101Genotype | None = None
 
     @nn.compact
     def __call__(self, inputs: jax.Array, weights: Alpha | None = None) -> jax.Array:
-        """Maps `[B, H, W, C]` to logits; `weights` as alpha, or absent for a network."""
+        """Maps `[B, H, W, C]` to logits; `weights` as alpha for the supernet, else absent."""
         states = ConvNormRelu(self.init_channels, 3, self.spec, name="stem")(inputs)
         features = self.init_channels
         for stage in range(3):
@@ -278,8 +355,11 @@ class OneShotNetwork(nn.Module):
                 features *= 2
             for index in range(self.num_cells):
                 name = f"cell_{stage}_{index}"
-                cell = _OneShotCell(self.ops, self.parents, features, self.spec, name=name)
-                states = cell(states, weights)
+                if weights is not None:
+                    cell = _OneShotCell(self.ops, self.num_vertices, features, self.spec, name=name)
+                    states = cell(states, weights)
+                else:
+                    states = _Cell(self.genotype, features, self.spec, name=name)(states)
         states = ReluConvNorm(features, 1, self.spec, name="last")(states)
         return Head(self.num_classes, self.spec, name="head")(states)
 
@@ -292,28 +372,22 @@ class _Nasbench101Cell(nn.Module):
     @nn.compact
     def __call__(self, inputs: jax.Array) -> jax.Array:
         genotype = self.genotype
-        last = len(genotype.ops) - 1
+        output = len(genotype.ops) - 1
         channels = _vertex_channels(genotype, self.features)
         states: dict[int, jax.Array] = {}
-        for vertex in range(1, last):
-            width = channels[vertex]
-            read = [
-                self._projected(inputs, vertex, width)
-                if source == 0
-                else states[source][..., :width]
-                for source in genotype.parents(vertex)
-            ]
-            total = sum(read[1:], start=read[0])
-            op = genotype.ops[vertex]
-            states[vertex] = _op(op, total, width, self.spec, f"vertex_{vertex}_{op}")
-        joined = [states[vertex] for vertex in genotype.parents(last) if vertex > 0]
+        for vertex in range(1, output):
+            parents = genotype.parents(vertex)
+            layer = _Vertex(
+                genotype.ops[vertex], parents, channels[vertex], self.spec, name=f"vertex_{vertex}"
+            )
+            states[vertex] = layer(inputs, states)
+        read = genotype.parents(output)
+        joined = [states[vertex] for vertex in read if vertex > 0]
         parts = [jnp.concatenate(joined, axis=-1)] if joined else []
-        if 0 in genotype.parents(last):
-            parts.append(self._projected(inputs, last, self.features))
-        return sum(parts[1:], start=parts[0])
-
-    def _projected(self, inputs: jax.Array, vertex: int, features: int) -> jax.Array:
-        return ConvNormRelu(features, 1, self.spec, name=f"projection_{vertex}")(inputs)
+        if 0 in read:
+            projection = ConvNormRelu(self.features, 1, self.spec, name="output_projection")
+            parts.append(projection(inputs))
+        return functools.reduce(jnp.add, parts)
 
 
 def _vertex_channels(genotype: Nasbench101Genotype, features: int) -> dict[int, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ import jax.numpy as jnp
 
 from nasi_jax.cells.choice import indicator, random_alpha, selected
 from nasi_jax.cells.genotype import NASBENCH201_OPS, Nasbench201Genotype
+from nasi_jax.cells.mixed import Scope, add_mixed_edges, unstacked
 from nasi_jax.cells.ops import Conv, Head, LayerSpec, ReluConvNorm, avg_pool, halving_avg_pool
 from nasi_jax.types import Alpha, Choice, Initializer, NormMode
 
@@ -87,7 +89,7 @@ class Nasbench201:
         """The one-shot network: `(inputs, weights) -> logits [B, num_classes]`."""
         spec = LayerSpec(norm, affine=False, init=init, param_dtype=param_dtype)
         return Nasbench201Network(
-            num_classes, self.init_channels, self.num_cells, (self.ops,) * len(EDGES), spec
+            num_classes, self.init_channels, self.num_cells, spec, ops=self.ops
         )
 
     def network(
@@ -103,41 +105,71 @@ class Nasbench201:
         """One cell's network: `inputs -> logits [B, num_classes]`.
 
         Form `search` is what the supernet is with one-hot weights, and takes the supernet's
-        parameters. Form `evaluation` has scale and shift in its normalisation, as the networks
-        that the benchmark trained and counted.
+        parameters after `inherit`. Form `evaluation` has scale and shift in its normalisation, as
+        the networks that the benchmark trained and counted.
         """
         spec = LayerSpec(norm, affine=form == "evaluation", init=init, param_dtype=param_dtype)
-        ops = tuple((op,) for op in genotype.ops)
-        return Nasbench201Network(num_classes, self.init_channels, self.num_cells, ops, spec)
+        return Nasbench201Network(
+            num_classes, self.init_channels, self.num_cells, spec, genotype=genotype
+        )
+
+    def inherit(self, variables: Any) -> Any:
+        """The supernet's variables under the names of the `search` form of a network.
+
+        The supernet keeps the edges of a cell stacked; here each edge has its own entry.
+        """
+        names = {"edges": [_edge_name(source, node) for source, node in EDGES]}
+        return {
+            collection: {
+                layer: unstacked(values, names, axis=1) if layer.startswith("stage_") else values
+                for layer, values in layers.items()
+            }
+            for collection, layers in variables.items()
+        }
 
 
-class _Cell(nn.Module):
-    """Sum over the edges into a node, sum over an edge's operations; one step of a scan."""
+def _apply_op(name: str, inputs: jax.Array, *, spec: LayerSpec) -> jax.Array:
+    if name == "skip_connect":
+        return inputs
+    if name == "avg_pool_3x3":
+        return avg_pool(inputs)
+    return ReluConvNorm(inputs.shape[-1], int(name[-1]), spec, name=name)(inputs)
 
-    ops: tuple[tuple[str, ...], ...]
+
+def _edge_name(source: int, node: int) -> str:
+    return f"edge_{source}_{node}"
+
+
+class _Supercell(nn.Module):
+    """A cell with every operation on every edge: one step of a scan over the cells."""
+
+    ops: tuple[str, ...]
     spec: LayerSpec
 
     @nn.compact
-    def __call__(self, inputs: jax.Array, weights: jax.Array | None) -> tuple[jax.Array, None]:
-        states = [inputs]
-        for node in range(1, 4):
-            state = jnp.zeros_like(inputs)
-            for row, (source, target) in enumerate(EDGES):
-                if target != node:
-                    continue
-                for column, op in enumerate(self.ops[row]):
-                    if op != "none":
-                        output = self._op(op, states[source], f"edge_{source}_{node}_{op}")
-                        state += output if weights is None else weights[row, column] * output
-            states.append(state)
+    def __call__(self, inputs: jax.Array, weights: jax.Array) -> tuple[jax.Array, None]:
+        states = jnp.concatenate([inputs[None], jnp.zeros((3, *inputs.shape), inputs.dtype)])
+        apply_op = functools.partial(_apply_op, spec=self.spec)
+        states = add_mixed_edges(
+            states, EDGES, weights, ops=self.ops, apply_op=apply_op, name="edges"
+        )
         return states[-1], None
 
-    def _op(self, op: str, inputs: jax.Array, name: str) -> jax.Array:
-        if op == "skip_connect":
-            return inputs
-        if op == "avg_pool_3x3":
-            return avg_pool(inputs)
-        return ReluConvNorm(inputs.shape[-1], int(op[-1]), self.spec, name=name)(inputs)
+
+class _Cell(nn.Module):
+    """A cell of one genotype: one step of a scan over the cells."""
+
+    genotype: Nasbench201Genotype
+    spec: LayerSpec
+
+    @nn.compact
+    def __call__(self, inputs: jax.Array, weights: None) -> tuple[jax.Array, None]:
+        states = [inputs, *[jnp.zeros_like(inputs)] * 3]
+        for (source, node), op in zip(EDGES, self.genotype.ops, strict=True):
+            if op != "none":
+                layers = functools.partial(_apply_op, op, spec=self.spec)
+                states[node] += Scope(layers, name=_edge_name(source, node))(states[source])
+        return states[-1], None
 
 
 class _Reduction(nn.Module):
@@ -155,7 +187,7 @@ class _Reduction(nn.Module):
 
 
 class Nasbench201Network(nn.Module):
-    """Supernet and network in one: `ops` names the operations that each edge has.
+    """The network of a genotype, or the supernet of the operations if there is none.
 
     The cells of a stage have one shape, so they are a scan over stacked parameters.
     """
@@ -163,8 +195,9 @@ class Nasbench201Network(nn.Module):
     num_classes: int
     init_channels: int
     num_cells: int
-    ops: tuple[tuple[str, ...], ...]
     spec: LayerSpec
+    genotype: Nasbench201Genotype | None = None
+    ops: tuple[str, ...] = NASBENCH201_OPS
 
     @nn.compact
     def __call__(self, inputs: jax.Array, weights: Alpha | None = None) -> jax.Array:
@@ -173,8 +206,8 @@ class Nasbench201Network(nn.Module):
             Conv(self.init_channels, 3, self.spec, name="stem")(inputs)
         )
         edge_weights = None if weights is None else weights["cell"]
-        stage_of_cells = nn.scan(
-            _Cell,
+        stage_of_cells: Any = nn.scan(
+            _Supercell if self.genotype is None else _Cell,
             variable_axes={"params": 0, "batch_stats": 0},
             split_rngs={"params": True},
             in_axes=nn.broadcast,
@@ -184,8 +217,7 @@ class Nasbench201Network(nn.Module):
             if stage > 0:
                 features = self.init_channels * 2**stage
                 states = _Reduction(features, self.spec, name=f"reduction_{stage}")(states)
-            states, _ = stage_of_cells(self.ops, self.spec, name=f"stage_{stage}")(
-                states, edge_weights
-            )
+            cells = stage_of_cells(self.genotype or self.ops, self.spec, name=f"stage_{stage}")
+            states, _ = cells(states, edge_weights)
         states = nn.relu(self.spec.normalise("last_norm")(states))
         return Head(self.num_classes, self.spec, name="head")(states)

@@ -35,7 +35,7 @@ def batch_gradient(
     batch: Batch,
     *,
     loss: Loss = "cross_entropy",
-    derivative: Derivative = "forward",
+    derivative: Derivative = "reverse",
 ) -> jax.Array:
     """NASI's estimate of the NTK's trace norm: the squared norm of one mini-batch gradient.
 

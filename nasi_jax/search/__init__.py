@@ -12,7 +12,7 @@ from nasi_jax.search.nasi import (
 from nasi_jax.search.objective import Constraint, adaptive, fixed, penalised, quantile
 from nasi_jax.search.relaxation import close_over, gumbel_softmax
 from nasi_jax.search.run import Run, run
-from nasi_jax.search.score import score
+from nasi_jax.search.score import score_fn
 
 __all__ = [
     "Constraint",
@@ -32,5 +32,5 @@ __all__ = [
     "penalised",
     "quantile",
     "run",
-    "score",
+    "score_fn",
 ]

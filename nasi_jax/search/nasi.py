@@ -78,7 +78,7 @@ def normalize_by_max_norm() -> optax.GradientTransformation:
         updates: optax.Updates, largest: jax.Array, params: optax.Params | None = None
     ) -> tuple[optax.Updates, jax.Array]:
         del params
-        largest = jnp.maximum(largest, optax.global_norm(updates))
+        largest = jnp.maximum(largest, optax.tree.norm(updates))
         divisor = jnp.where(largest > 0, largest, 1.0)
         return jax.tree.map(lambda leaf: leaf / divisor, updates), largest
 
@@ -134,7 +134,7 @@ def nasi(
       The search as `init(key, batch)` and `step(key, state, batch)`.
     """
     rule = adaptive(500.0) if constraint is None else constraint
-    supernet = space.supernet(num_classes, norm=norm, init=init, param_dtype=jnp.float32)
+    supernet = space.supernet(num_classes, norm=norm, init=init)
 
     def trace_of(
         key: jax.Array,
@@ -180,7 +180,7 @@ def nasi(
         (negative, trace), gradient = jax.value_and_grad(loss, has_aux=True)(alpha)
         update, opt_state = optimizer.update(gradient, state.opt_state, state.alpha)
         moved = optax.apply_updates(state.alpha, update)
-        info = SearchInfo(trace, nu, -negative, optax.global_norm(gradient), update)
+        info = SearchInfo(trace, nu, -negative, optax.tree.norm(gradient), update)
         constraint_state = rule.update(state.constraint, trace)
         return (
             SearchState(moved, state.params, opt_state, constraint_state, state.reference),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -12,37 +12,31 @@ from nasi_jax.search.relaxation import close_over
 from nasi_jax.types import Alpha, Batch, NormMode, Params, ProxyFn, SearchSpace
 
 
-def score(
-    key: jax.Array,
-    space: SearchSpace,
-    supernet: nn.Module,
-    params: Params,
-    genotypes: Iterable[Any],
-    batch: Batch,
-    *,
-    proxy: ProxyFn,
-    norm: NormMode = "batch",
-) -> Iterator[float]:
-    """Scores single architectures, as one-hot weights of a supernet that compiles once.
+def score_fn(
+    space: SearchSpace, supernet: nn.Module, *, proxy: ProxyFn, norm: NormMode = "batch"
+) -> Callable[[jax.Array, Params, Any, Batch], jax.Array]:
+    """A function that scores single architectures, as one-hot weights of one supernet.
+
+    An architecture is data to the supernet, so the function compiles once for all of them, and
+    for all parameters and batches of one shape.
 
     Args:
-      key: random key, the same for every architecture.
-      space: the search space of the genotypes.
+      space: the search space of the architectures.
       supernet: `space.supernet(...)`.
-      params: its parameters, which all architectures share.
-      genotypes: the architectures.
-      batch: the examples that the proxy sees; in norm mode `frozen` also the reference batch.
       proxy: the score.
       norm: the supernet's norm mode.
 
-    Yields:
-      The score of each architecture, in their order.
+    Returns:
+      `(key, params, genotype, batch) -> score`: `params` are the supernet's, `batch` is what the
+      proxy sees, and in norm mode `frozen` the reference batch as well.
     """
 
     @jax.jit
-    def score_of(weights: Alpha, params: Params, batch: Batch) -> jax.Array:
+    def score_weights(key: jax.Array, params: Params, weights: Alpha, batch: Batch) -> jax.Array:
         apply_fn = close_over(supernet, params, weights, norm=norm, reference=batch.inputs)
         return proxy(key, apply_fn, params, batch)
 
-    for genotype in genotypes:
-        yield float(score_of(space.one_hot(genotype), params, batch))
+    def score(key: jax.Array, params: Params, genotype: Any, batch: Batch) -> jax.Array:
+        return score_weights(key, params, space.one_hot(genotype), batch)
+
+    return score

@@ -1,0 +1,145 @@
+"""Is NASI's trace estimate label- and data-agnostic? (Section 4.2 and figure 1 of the paper.)
+
+Command:   python benchmarks/agnosticism.py --data CIFAR.npz
+Time:      about 2 minutes on two CPU cores
+Expected:  Pearson correlation near 1 between true and random labels, and above 0.9 between real
+           and Gaussian images (the paper, on NAS-Bench-1Shot1, whose figure is all we have)
+
+Scores random cells of a space by x = ||b^-1 sum grad L||^2 on one batch: as one-hot weights of one
+compiled supernet with shared parameters. Prints the correlations with 95% bootstrap intervals,
+and writes agnosticism.json and agnosticism.png.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import jax
+import numpy as np
+import tyro
+from matplotlib.figure import Figure
+from scipy import stats
+
+from nasi_jax import batch_gradient, data, files, plot, score_fn, search_space
+from nasi_jax.types import NormMode
+
+TRUTH = "real images, true labels"
+SETTINGS: dict[str, dict[str, Any]] = {
+    "real images, random labels": {"labels": "random"},
+    "Gaussian images, random labels": {"name": "gaussian"},
+}
+
+
+@dataclass(frozen=True)
+class Config:
+    """Settings of the study."""
+
+    data: str = "digits"
+    """A data set, as for `nasi search`."""
+    space: str = "nasbench201"
+    """A search space."""
+    num_archs: int = 50
+    """Random architectures to score."""
+    batch_size: int = 64
+    """Examples in the batch."""
+    init_channels: int = 16
+    """Channels of the supernet's first cells."""
+    num_cells: int | None = None
+    """Cells of the supernet (a stage), the space's default if not given."""
+    norm: str = "batch"
+    """Norm mode."""
+    seed: int = 0
+    """Seed of the parameters, the architectures and the batch."""
+    out: Path = Path("runs/agnosticism")
+    """Where the record and the picture go."""
+    smoke: bool = False
+    """The smallest run that goes through all of it, for tests."""
+
+
+def scores_of(config: Config) -> dict[str, np.ndarray]:
+    """x of every architecture in every setting, on the same parameters."""
+    space = search_space(
+        config.space, init_channels=config.init_channels, num_cells=config.num_cells
+    )
+    params_key, archs_key, data_key, proxy_key = jax.random.split(jax.random.key(config.seed), 4)
+    genotypes = [space.sample(key) for key in jax.random.split(archs_key, config.num_archs)]
+    norm = cast(NormMode, config.norm)
+    real = data.load(config.data, seed=config.seed)
+    supernet = space.supernet(real.num_classes, norm=norm)
+    inputs = real.batch(data_key, 0, config.batch_size).inputs
+    params = jax.jit(supernet.init)(params_key, inputs, space.one_hot(genotypes[0]))["params"]
+    score = score_fn(space, supernet, proxy=batch_gradient, norm=norm)
+    results = {}
+    for name, change in {TRUTH: {}, **SETTINGS}.items():
+        dataset = data.load(**{"name": config.data, "seed": config.seed, **change})
+        batch = dataset.batch(data_key, 0, config.batch_size)
+        values = [score(proxy_key, params, genotype, batch) for genotype in genotypes]
+        results[name] = np.array(values, float)
+    return results
+
+
+def correlation(first: np.ndarray, second: np.ndarray, seed: int) -> dict[str, float]:
+    """Pearson's r with its 95% bootstrap interval, and Spearman's rho."""
+    interval = stats.bootstrap(
+        (first, second),
+        lambda x, y: stats.pearsonr(x, y).statistic,
+        paired=True,
+        vectorized=False,
+        method="percentile",
+        rng=np.random.default_rng(seed),
+    ).confidence_interval
+    return {
+        "pearson": float(stats.pearsonr(first, second).statistic),
+        "low": float(interval.low),
+        "high": float(interval.high),
+        "spearman": float(stats.spearmanr(first, second).statistic),
+    }
+
+
+def draw(scores: dict[str, np.ndarray], figures: dict[str, dict[str, float]]) -> Figure:
+    """A scatter a setting, against the true labels on the real images."""
+    (reference, truth), *others = scores.items()
+    figure = Figure(figsize=(4.5 * len(others), 4), layout="constrained")
+    for axes, (name, values) in zip(
+        np.atleast_1d(figure.subplots(1, len(others))), others, strict=True
+    ):
+        axes.loglog(truth, values, "o", markersize=4, color="#08519c", alpha=0.7)
+        axes.set(xlabel=f"x: {reference}", ylabel=f"x: {name}")
+        axes.set_title(f"Pearson {figures[name]['pearson']:.3f}")
+    return figure
+
+
+def main() -> None:
+    """Runs the study."""
+    config = tyro.cli(Config, description=__doc__)
+    if config.smoke:
+        config = Config(num_archs=8, batch_size=8, init_channels=2, num_cells=1, out=config.out)
+    begin = time.perf_counter()
+    scores = scores_of(config)
+    truth = scores[TRUTH]
+    figures = {name: correlation(truth, scores[name], config.seed) for name in SETTINGS}
+    for name, figure in figures.items():
+        print(
+            f"{name}: Pearson {figure['pearson']:.3f} [{figure['low']:.3f}, {figure['high']:.3f}], "
+            f"Spearman {figure['spearman']:.3f} against true labels on real images"
+        )
+    record = {
+        "config": {**asdict(config), "out": str(config.out), "data": Path(config.data).name},
+        "correlations": figures,
+        "scores": {name: list(map(float, values)) for name, values in scores.items()},
+        "seconds": time.perf_counter() - begin,
+        "device": jax.devices()[0].device_kind,
+        "versions": {"python": platform.python_version(), "jax": jax.__version__},
+    }
+    config.out.mkdir(parents=True, exist_ok=True)
+    files.write_bytes(config.out / "agnosticism.json", json.dumps(record, indent=2).encode())
+    plot.save(draw(scores, figures), config.out / "agnosticism.png")
+
+
+if __name__ == "__main__":
+    main()

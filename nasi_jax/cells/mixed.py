@@ -1,0 +1,117 @@
+"""Mixed operations, and a supernet's cell as one compiled body for all of its edges."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+ApplyOp = Callable[[str, jax.Array], jax.Array]
+"""Applies the operation of that name, inside a compact method of a module."""
+
+
+class Scope(nn.Module):
+    """Layers that a function makes, under one name."""
+
+    layers: Callable[[jax.Array], jax.Array]
+
+    @nn.compact
+    def __call__(self, inputs: jax.Array) -> jax.Array:
+        """Applies the function."""
+        return self.layers(inputs)
+
+
+def mixed_op(
+    apply_op: ApplyOp, ops: Sequence[str], weights: jax.Array, inputs: jax.Array
+) -> jax.Array:
+    """The weighted sum of all operations, of which `none` adds nothing.
+
+    Args:
+      apply_op: applies one of them.
+      ops: their names.
+      weights: `[len(ops)]`.
+      inputs: `[B, H, W, C]`.
+    """
+    outputs = [
+        weights[column] * apply_op(op, inputs) for column, op in enumerate(ops) if op != "none"
+    ]
+    return functools.reduce(jnp.add, outputs)
+
+
+class _MixedEdge(nn.Module):
+    """Adds one edge's mixed operation to the node that it leads to: one step of a scan."""
+
+    ops: tuple[str, ...]
+    apply_op: ApplyOp
+
+    @nn.compact
+    def __call__(
+        self, states: jax.Array, inputs: jax.Array | None, edge: tuple[jax.Array, ...]
+    ) -> tuple[jax.Array, None]:
+        source, node, weights = edge
+        read = (states if inputs is None else inputs)[source]
+        return states.at[node].add(mixed_op(self.apply_op, self.ops, weights, read)), None
+
+
+def add_mixed_edges(
+    states: jax.Array,
+    edges: Sequence[tuple[int, int]],
+    weights: jax.Array,
+    *,
+    ops: tuple[str, ...],
+    apply_op: ApplyOp,
+    name: str,
+    inputs: jax.Array | None = None,
+    remat: bool = False,
+) -> jax.Array:
+    """Adds the mixed operations of edges of one shape to the nodes, as a scan over the edges.
+
+    One body compiles for all edges: the compilation of an unrolled cell takes several times as
+    long. Parameters are stacked along a first axis, an entry an edge.
+
+    Args:
+      states: `[nodes, B, H, W, C]`.
+      edges: `(node read, node)`, those into a node before those that leave it.
+      weights: `[len(edges), len(ops)]`.
+      ops: the operations' names.
+      apply_op: applies one of them.
+      name: name of the stacked parameters.
+      inputs: `[.., B, H', W', C]`, what the edges read in place of `states`.
+      remat: whether to keep only the states for the derivatives, and compute the rest anew.
+
+    Returns:
+      The states.
+    """
+    body = nn.remat(_MixedEdge, prevent_cse=False) if remat else _MixedEdge
+    scan = nn.scan(
+        body,
+        variable_axes={"params": 0, "batch_stats": 0},
+        split_rngs={"params": True},
+        in_axes=(nn.broadcast, 0),
+        length=len(edges),
+    )
+    sources, nodes = jnp.array(edges).T
+    states, _ = scan(ops, apply_op, name=name)(states, inputs, (sources, nodes, weights))
+    return states
+
+
+def unstacked(variables: Any, names: Mapping[str, Sequence[str]], axis: int = 0) -> Any:
+    """Variables with an entry for each slice of a stack in place of the stack.
+
+    Args:
+      variables: the variables of a cell.
+      names: for each stack the names of its slices, in order; what has no name is passed on.
+      axis: the axis that the stacks run along.
+    """
+    flat = {name: values for name, values in variables.items() if name not in names}
+    for name, slices in names.items():
+        for position, label in enumerate(slices):
+            flat[label] = jax.tree.map(
+                lambda leaf, position=position: jnp.take(leaf, position, axis),
+                variables.get(name, {}),
+            )
+    return flat

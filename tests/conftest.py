@@ -1,0 +1,43 @@
+"""What all tests have in common: JAX's strict settings, double precision, the data's folder."""
+
+import os
+
+os.environ["MPLBACKEND"] = "Agg"  # before anything imports matplotlib
+
+from pathlib import Path
+
+import jax
+import pytest
+
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+# A key that is consumed twice is an error, in flax's own use of keys too.
+jax.config.update("jax_debug_key_reuse", True)
+
+
+@pytest.fixture
+def x64():
+    """Float64 for one test; flax parameters stay float32 unless `param_dtype` is passed."""
+    with jax.enable_x64(True):
+        yield
+
+
+@pytest.fixture(scope="session")
+def data_dir():
+    """The folder of the real data: `NASI_DATA`, or `shared/data` beside the checkout."""
+    path = Path(os.environ.get("NASI_DATA", Path(__file__).parents[2] / "shared" / "data"))
+    if not path.is_dir():
+        pytest.skip(f"no folder {path}; set NASI_DATA to the one that holds the data")
+    return path
+
+
+@pytest.fixture(scope="session")
+def data_file(data_dir):
+    """Maps the name of a file in `data_dir` to its path, and skips where there is none."""
+
+    def find(name):
+        if not (data_dir / name).is_file():
+            pytest.skip(f"no {data_dir / name}; set NASI_DATA to the folder that holds it")
+        return data_dir / name
+
+    return find
