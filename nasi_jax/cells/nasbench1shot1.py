@@ -6,7 +6,7 @@ import functools
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import flax.linen as nn
 import jax
@@ -359,7 +359,8 @@ class OneShotNetwork(nn.Module):
                     cell = _OneShotCell(self.ops, self.num_vertices, features, self.spec, name=name)
                     states = cell(states, weights)
                 else:
-                    states = _Cell(self.genotype, features, self.spec, name=name)(states)
+                    genotype = cast(Nasbench101Genotype, self.genotype)
+                    states = _Cell(genotype, features, self.spec, name=name)(states)
         states = ReluConvNorm(features, 1, self.spec, name="last")(states)
         return Head(self.num_classes, self.spec, name="head")(states)
 
