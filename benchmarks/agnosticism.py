@@ -25,7 +25,7 @@ import tyro
 from matplotlib.figure import Figure
 from scipy import stats
 
-from nasi_jax import batch_gradient, data, files, plot, score_fn, search_space
+from nasi_jax import batch_gradient, data, files, init_params, plot, score_fn, search_space
 from nasi_jax.types import NormMode
 
 TRUTH = "real images, true labels"
@@ -72,7 +72,8 @@ def scores_of(config: Config) -> dict[str, np.ndarray]:
     real = data.load(config.data, seed=config.seed)
     supernet = space.supernet(real.num_classes, norm=norm)
     inputs = real.batch(data_key, 0, config.batch_size).inputs
-    params = jax.jit(supernet.init)(params_key, inputs, space.one_hot(genotypes[0]))["params"]
+    weights = space.one_hot(genotypes[0])
+    params = jax.jit(init_params, static_argnums=1)(params_key, supernet, inputs, weights)
     score = score_fn(space, supernet, proxy=batch_gradient, norm=norm)
     results = {}
     for name, change in {TRUTH: {}, **SETTINGS}.items():

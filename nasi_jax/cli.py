@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import datetime
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
+import jax
 import numpy as np
 import tyro
 from rich.console import Console
@@ -103,10 +105,14 @@ def main(arguments: list[str] | None = None) -> None:
     given = sys.argv[1:] if arguments is None else arguments
     try:
         _command(given).run()
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Whoever read stdout, such as `head`, has what they want.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except ValueError as error:
         _fail(str(error), 2)
-    except (FloatingPointError, OSError) as error:
-        _fail(str(error), 1)
+    except (FloatingPointError, OSError, MemoryError, jax.errors.JaxRuntimeError) as error:
+        _fail(str(error) or type(error).__name__, 1)
     except KeyboardInterrupt:
         _fail("stopped; a search goes on where it was with --resume and the same --out", 130)
 
@@ -154,12 +160,12 @@ def _progress() -> Iterator[experiment.OnProgress]:
         TextColumn("{task.fields[left]}"),
         TextColumn("{task.fields[figures]}"),
     )
-    printed = 0.0
+    printed_stage, printed = "", 0.0
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         task = progress.add_task("starting", total=None, left="", figures="")
 
         def on_progress(stage: str, steps: int, run: Run | None) -> None:
-            nonlocal printed
+            nonlocal printed_stage, printed
             done, left, figures = 0, "", ""
             if run is not None:
                 done = len(run.step_seconds)
@@ -170,9 +176,10 @@ def _progress() -> Iterator[experiment.OnProgress]:
             progress.update(
                 task, description=stage, total=steps, completed=done, left=left, figures=figures
             )
-            due = stage != "searching" or time.monotonic() - printed > _SECONDS_BETWEEN_LINES
-            if not console.is_terminal and due:
-                printed = time.monotonic()
+            now = time.monotonic()
+            due = stage != printed_stage or now - printed > _SECONDS_BETWEEN_LINES
+            if due and not console.is_terminal:
+                printed_stage, printed = stage, now
                 print(f"{stage}  {done}/{steps}  {left}  {figures}".rstrip(), file=sys.stderr)
 
         yield on_progress

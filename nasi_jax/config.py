@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +35,31 @@ _NASBENCH201 = {
 _NASBENCH1SHOT1 = {"steps": 390, "batch_size": 64, "penalty": 1.0, "derivative": "reverse"}
 _FIXED = {"constraint_rule": "fixed"}
 _ADAPTIVE = {"constraint_rule": "adaptive"}
+
+_KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "str": ("text", lambda value: isinstance(value, str)),
+    "bool": ("true or false", lambda value: isinstance(value, bool)),
+    "int": ("an integer", lambda value: type(value) is int),
+    "float": ("a number", lambda value: type(value) in (int, float)),
+    "tuple[str, ...]": (
+        "a list of names",
+        lambda value: isinstance(value, tuple) and all(isinstance(name, str) for name in value),
+    ),
+}
+"""Types of the fields as they are spelt there, in words, and whether a value is one."""
+
+# Integers end where JAX would wrap them without a word; within 1e30 squares stay in float32.
+_RANGES: dict[str, tuple[float, float]] = {
+    "steps": (1, 2**31 - 1),
+    "batch_size": (1, 2**31 - 1),
+    "penalty": (0, 1e30),
+    "constraint": (0, 1e30),
+    "constraint_quantile": (0, 1),
+    "constraint_samples": (1, 2**31 - 1),
+    "temperature": (1e-30, 1e30),
+    "radius": (1e-30, 1e30),
+    "seed": (0, 2**32 - 1),
+}
 
 VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     "nasi-fix": {
@@ -123,6 +148,12 @@ class SearchConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            kind, _, optional = str(field.type).partition(" | ")
+            expected, accepts = _KINDS[kind]
+            if not (accepts(value) or (optional and value is None)):
+                raise ValueError(f"{field.name} must be {expected}, got {value!r}")
         choices = {
             "variant": tuple(VARIANTS),
             "labels": LABELS,
@@ -137,22 +168,11 @@ class SearchConfig:
             if value not in known:
                 names = ", ".join(filter(None, known))
                 raise ValueError(f"unknown {name} {value!r}; known: {names}")
-        least = {"steps": 1, "batch_size": 1, "constraint_samples": 1, "seed": 0}
-        for name, bound in least.items():
+        for name, (least, most) in _RANGES.items():
             value = getattr(self, name)
-            if value is not None and value < bound:
-                raise ValueError(f"{name} must be at least {bound}, got {value}")
-        for name in ("penalty", "constraint", "temperature", "radius", "constraint_quantile"):
-            value = getattr(self, name)
-            if value is not None and not (math.isfinite(value) and value >= 0):
-                raise ValueError(f"{name} must be a finite number from 0 on, got {value}")
-        for name in ("temperature", "radius"):
-            if getattr(self, name) == 0:
-                raise ValueError(f"{name} must be above 0, got 0")
-        if self.constraint_quantile > 1:
-            raise ValueError(
-                f"constraint_quantile must be between 0 and 1, got {self.constraint_quantile}"
-            )
+            # Written so that NaN is refused.
+            if value is not None and not least <= value <= most:
+                raise ValueError(f"{name} must be from {least} to {most}, got {value}")
 
     def resolved(self) -> SearchConfig:
         """The configuration with the variant's value in place of every None that it sets."""
@@ -167,15 +187,17 @@ def to_dict(config: SearchConfig) -> dict[str, Any]:
     return dataclasses.asdict(config)
 
 
-def from_dict(values: dict[str, Any]) -> SearchConfig:
+def from_dict(values: Any) -> SearchConfig:
     """Reads the JSON form.
 
     Raises:
       ValueError: for an unknown field or a value that is not accepted.
     """
+    if not isinstance(values, dict):
+        raise ValueError(f"a configuration is an object of settings, got {type(values).__name__}")
     known = {field.name for field in dataclasses.fields(SearchConfig)}
     unknown = sorted(set(values) - known)
     if unknown:
         raise ValueError(f"unknown setting {', '.join(unknown)}; known: {', '.join(sorted(known))}")
     ops = values.get("ops")
-    return SearchConfig(**{**values, "ops": None if ops is None else tuple(ops)})
+    return SearchConfig(**{**values, "ops": tuple(ops) if isinstance(ops, list) else ops})

@@ -10,8 +10,10 @@ import importlib.metadata
 import io
 import json
 import math
+import os
 import platform
 import shutil
+import textwrap
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -178,7 +180,13 @@ def _restored(checkpoints: ocp.CheckpointManager, state: SearchState) -> Run | N
     update: Any = {name: steps_of(leaf.shape) for name, leaf in state.alpha.items()}
     info = SearchInfo(steps_of(()), steps_of(()), steps_of(()), steps_of(()), update)
     like = Run(state, info, np.zeros(done), 0.0)
-    run = Run(**checkpoints.restore(done, args=ocp.args.StandardRestore(like._asdict())))
+    try:
+        run = Run(**checkpoints.restore(done, args=ocp.args.StandardRestore(like._asdict())))
+    except Exception as error:  # a damaged checkpoint fails in many ways
+        raise ValueError(
+            f"cannot read the checkpoint {checkpoints.directory / str(done)}, start again with "
+            f"--overwrite: {textwrap.shorten(str(error), 160)}"
+        ) from error
     return run._replace(info=jax.device_get(run.info))
 
 
@@ -190,9 +198,9 @@ def _claimed(out: Path) -> Iterator[None]:
     """
     try:
         out.mkdir(parents=True, exist_ok=True)
-        lock = (out / ".lock").open("w")
+        lock = (out / ".lock").open("a")
     except OSError as error:
-        raise ValueError(f"cannot write to the directory {out}: {error.strerror}") from error
+        raise ValueError(f"cannot use {out} as a directory: {error.strerror}") from error
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -219,7 +227,9 @@ def _checkpoints(
     elif present:
         _check_same(saved_config(out), config)
     files.write_bytes(out / "config.json", _json(configuration.to_dict(config)).encode())
-    options = ocp.CheckpointManagerOptions(max_to_keep=1, enable_async_checkpointing=False)
+    options = ocp.CheckpointManagerOptions(
+        max_to_keep=1, enable_async_checkpointing=False, cleanup_tmp_directories=True
+    )
     manager = ocp.CheckpointManager((out / "checkpoint").absolute(), options=options)
     with contextlib.closing(manager):
         yield manager
@@ -236,12 +246,12 @@ def saved_config(out: Path) -> SearchConfig:
         return configuration.from_dict(json.loads(path.read_text()))
     except OSError as error:
         raise ValueError(f"no search to resume: cannot read {path}") from error
-    except (ValueError, TypeError) as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not the configuration of a search: {error}") from error
 
 
 def _check_same(saved: SearchConfig, config: SearchConfig) -> None:
-    given, kept = configuration.to_dict(config), configuration.to_dict(saved)
+    given, kept = configuration.to_dict(config), configuration.to_dict(saved.resolved())
     differences = [
         f"{name} {kept[name]} not {given[name]}" for name in given if given[name] != kept[name]
     ]
@@ -357,18 +367,15 @@ def show(text_or_file: str, form: str) -> bytes:
 
 
 def _read_genotype(text_or_file: str) -> AnyGenotype:
-    path = Path(text_or_file)
+    if not os.path.exists(text_or_file):
+        try:
+            return parse_genotype(text_or_file)
+        except ValueError as error:
+            raise ValueError(f"{error}; and there is no such file") from error
     try:
-        is_file = path.is_file()
-    except (OSError, ValueError):
-        # A genotype is no path: too long a name, or a character that no name has.
-        is_file = False
-    if not is_file:
-        return parse_genotype(text_or_file)
-    try:
-        text = path.read_text()
+        text = Path(text_or_file).read_text()
     except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"cannot read a genotype from {path}: {error}") from error
+        raise ValueError(f"cannot read a genotype from {text_or_file}: {error}") from error
     try:
         fields = json.loads(text)
     except (ValueError, RecursionError):

@@ -14,7 +14,7 @@ def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
       OSError: if that fails; what the file held before is then still there.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
     try:
         with temporary.open("wb") as file:
             file.write(content)

@@ -10,7 +10,7 @@ from nasi_jax.search.nasi import (
     one_step_ascent,
 )
 from nasi_jax.search.objective import Constraint, adaptive, fixed, penalised, quantile
-from nasi_jax.search.relaxation import close_over, gumbel_softmax
+from nasi_jax.search.relaxation import close_over, gumbel_softmax, init_params
 from nasi_jax.search.run import Run, run
 from nasi_jax.search.score import score_fn
 
@@ -25,6 +25,7 @@ __all__ = [
     "close_over",
     "fixed",
     "gumbel_softmax",
+    "init_params",
     "margins",
     "nasi",
     "normalize_by_max_norm",

@@ -11,7 +11,7 @@ import optax
 
 from nasi_jax.kernels.trace import batch_gradient
 from nasi_jax.search.objective import Constraint, ConstraintState, adaptive, penalised
-from nasi_jax.search.relaxation import close_over, gumbel_softmax
+from nasi_jax.search.relaxation import close_over, gumbel_softmax, init_params
 from nasi_jax.types import Alpha, Batch, Initializer, NormMode, Params, ProxyFn, SearchSpace
 
 
@@ -158,7 +158,7 @@ def nasi(
         params_key, sample_key = jax.random.split(key)
         alpha = space.init_alpha()
         weights = jax.tree.map(jax.nn.softmax, alpha)
-        params = supernet.init(params_key, batch.inputs, weights)["params"]
+        params = init_params(params_key, supernet, batch.inputs, weights)
         reference = batch.inputs if norm == "frozen" else None
 
         def sample_traces(num_samples: int) -> jax.Array:

@@ -1,0 +1,246 @@
+"""NASI's estimate, and its derivative against float64 on every search space."""
+
+import functools
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import FAST, flat, loss_gradient, random_batch, relative_error, squared_gradient_norm
+
+from nasi_jax.cells import SEARCH_SPACES, search_space
+from nasi_jax.kernels import PROXIES, batch_gradient, mean_loss
+from nasi_jax.search import close_over, gumbel_softmax
+from nasi_jax.types import DERIVATIVES, LOSSES, Batch
+
+DARTS_OPS = ("max_pool_3x3", "skip_connect", "sep_conv_3x3")
+NASBENCH201_OPS = ("none", "skip_connect", "nor_conv_3x3")
+SMALLEST = {"darts": {"num_cells": 3, "ops": DARTS_OPS}}
+CASES = [*((name, "batch") for name in SEARCH_SPACES)]
+CASES += [("nasbench201", norm) for norm in ("frozen", "none")]
+TEMPERATURE = 0.8
+SEEDS = range(3)
+
+
+def linear_model(params, inputs):
+    return inputs @ params["w"] + params["b"][None, :]
+
+
+def linear_problem(seed=0, dtype=np.float32):
+    rng = np.random.default_rng(seed)
+    params = {"w": rng.normal(size=(5, 3)), "b": rng.normal(size=3)}
+    params = {name: jnp.asarray(values, dtype) for name, values in params.items()}
+    inputs = jnp.asarray(rng.normal(size=(7, 5)), dtype)
+    return params, Batch(inputs, jnp.asarray(rng.integers(3, size=7), jnp.int32))
+
+
+@pytest.mark.parametrize("derivative", DERIVATIVES)
+@pytest.mark.parametrize("loss", LOSSES)
+def test_closed_form_of_a_linear_model(loss, derivative):
+    params, batch = linear_problem()
+    x = np.asarray(batch.inputs, float)
+    outputs = x @ np.asarray(params["w"], float) + np.asarray(params["b"], float)
+    targets = np.eye(3)[np.asarray(batch.labels)]
+    if loss == "mse":
+        slopes = 2 * (outputs - targets)
+        losses = np.sum((targets - outputs) ** 2, axis=1)
+    else:
+        probabilities = np.exp(outputs) / np.sum(np.exp(outputs), axis=1, keepdims=True)
+        slopes = probabilities - targets
+        losses = -np.log(np.sum(probabilities * targets, axis=1))
+    gradient_w = x.T @ slopes / len(x)
+    gradient_b = np.mean(slopes, axis=0)
+    result = batch_gradient(
+        jax.random.key(0), linear_model, params, batch, loss=loss, derivative=derivative
+    )
+    np.testing.assert_allclose(result, np.sum(gradient_w**2) + np.sum(gradient_b**2), rtol=1e-5)
+    value = mean_loss(linear_model(params, batch.inputs), batch.labels, loss)
+    np.testing.assert_allclose(value, np.mean(losses), rtol=1e-5)
+
+
+def test_cross_entropy_is_the_default():
+    params, batch = linear_problem()
+    default = batch_gradient(jax.random.key(0), linear_model, params, batch)
+    named = batch_gradient(jax.random.key(0), linear_model, params, batch, loss="cross_entropy")
+    other = batch_gradient(jax.random.key(0), linear_model, params, batch, loss="mse")
+    assert default == named != other
+
+
+@pytest.mark.parametrize("name", PROXIES)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_dtype_is_that_of_the_parameters(x64, name, dtype):
+    params, batch = linear_problem(dtype=dtype)
+    assert PROXIES[name](jax.random.key(0), linear_model, params, batch).dtype == dtype
+
+
+def test_not_twice_in_alpha_but_in_forward_mode_too():
+    """The derivative in what `apply_fn` closes over is there in forward mode as well."""
+    params, batch = linear_problem()
+
+    def trace(scale, derivative):
+        def apply_fn(params, inputs):
+            return linear_model(params, jnp.tanh(scale * inputs))
+
+        return batch_gradient(jax.random.key(0), apply_fn, params, batch, derivative=derivative)
+
+    slopes = [jax.jacfwd(trace)(0.7, derivative) for derivative in DERIVATIVES]
+    slopes += [jax.grad(trace)(0.7, derivative) for derivative in DERIVATIVES]
+    np.testing.assert_allclose(slopes, slopes[0], rtol=1e-5)
+    assert abs(slopes[0]) > 0.1
+
+
+def he_normal(rng, shape):
+    """Of any kernel; what is no kernel is a scale or a shift, off its initial value."""
+    if len(shape) < 2:
+        return 1 + 0.1 * rng.normal(size=shape)
+    return np.sqrt(2 / np.prod(shape[-4:-1])) * rng.normal(size=shape)
+
+
+def cast_up(tree):
+    """The same numbers in double precision."""
+    return jax.tree.map(
+        lambda leaf: np.asarray(leaf, np.float64 if leaf.dtype == np.float32 else None), tree
+    )
+
+
+@functools.cache
+def measured(name, norm):
+    """x and its derivatives as the library has them and in float64, at a few random points.
+
+    Derivatives are with respect to alpha, through the Gumbel weights, and with respect to
+    something that is added to the weights, so to the weights themselves.
+    """
+    ops = NASBENCH201_OPS if norm != "batch" else None
+    space = search_space(
+        name, **{"init_channels": 2, "num_cells": 1, "ops": ops, **SMALLEST.get(name, {})}
+    )
+    problems = [problem(space, norm, seed) for seed in SEEDS]
+    nets = {dtype: space.supernet(4, norm=norm, param_dtype=dtype) for dtype in "fd"}
+
+    def library(alpha, shift, key, params, batch, reference, derivative):
+        weights = gumbel_softmax(key, alpha, temperature=TEMPERATURE)
+        weights = jax.tree.map(jnp.add, weights, shift)
+        apply_fn = close_over(nets["f"], params, weights, norm=norm, reference=reference)
+        return batch_gradient(key, apply_fn, params, batch, derivative=derivative)
+
+    def mixture(alpha, shift, noise):
+        return jax.tree.map(
+            lambda a, s, n: jax.nn.softmax((a + n) / TEMPERATURE) + s, alpha, shift, noise
+        )
+
+    def library_in_float64(alpha, shift, noise, params, batch, reference):
+        weights = mixture(alpha, shift, noise)
+        apply_fn = close_over(nets["d"], params, weights, norm=norm, reference=reference)
+        key = jax.random.key(0)
+        return batch_gradient(key, apply_fn, params, batch, derivative="forward")
+
+    def oracle(alpha, shift, noise, params, batch, reference):
+        weights = mixture(alpha, shift, noise)
+        kwargs = {"norm": norm, "reference": reference}
+        return squared_gradient_norm(nets["d"], params, weights, batch, **kwargs)
+
+    def with_slopes(function, *args):
+        return jax.value_and_grad(function, argnums=(0, 1))(*args)
+
+    @functools.partial(jax.jit, compiler_options=FAST)
+    def in_float32(*args):
+        return {mode: with_slopes(library, *args, mode) for mode in DERIVATIVES}
+
+    @functools.partial(jax.jit, compiler_options=FAST)
+    def in_float64(alpha, shift, noise, params, batch, reference):
+        args = (alpha, shift, noise, params, batch, reference)
+        weights = mixture(alpha, shift, noise)
+        kwargs = {"norm": norm, "reference": reference}
+        return {
+            "oracle": with_slopes(oracle, *args),
+            "forward": with_slopes(library_in_float64, *args),
+            "gradient": loss_gradient(nets["d"], params, weights, batch, **kwargs),
+        }
+
+    results = []
+    for seed, (alpha, params, batch, reference) in enumerate(problems):
+        shift = space.init_alpha()
+        args = (alpha, shift, jax.random.key(seed), params, batch, reference)
+        single = jax.device_get(in_float32(*args))
+        weights = gumbel_softmax(jax.random.key(seed), alpha, temperature=TEMPERATURE)
+        # Noise with which alpha gives those weights.
+        noise = jax.tree.map(
+            lambda w, a: TEMPERATURE * np.log(w) - a, cast_up(weights), cast_up(alpha)
+        )
+        alpha, shift, params, batch, reference = cast_up((alpha, shift, params, batch, reference))
+        with jax.enable_x64(True):
+            double = in_float64(alpha, shift, noise, params, batch, reference)
+            differences = {}
+            direction = {
+                key: np.random.default_rng(seed).normal(size=values.shape)
+                for key, values in alpha.items()
+            }
+            step = 1e-6
+            ends = [
+                in_float64(
+                    {key: alpha[key] + sign * step * direction[key] for key in alpha},
+                    *(shift, noise, params, batch, reference),
+                )["oracle"][0]
+                for sign in (1, -1)
+            ]
+            slope = np.dot(flat(double["oracle"][1][0]), flat(direction))
+            differences = float(ends[0] - ends[1]) / (2 * step), slope
+        results.append(
+            types.SimpleNamespace(
+                single=single, double=jax.device_get(double), differences=differences
+            )
+        )
+    return results
+
+
+def problem(space, norm, seed):
+    rng = np.random.default_rng(seed)
+    batch = random_batch(seed)
+    supernet = space.supernet(4, norm=norm)
+    shapes = jax.eval_shape(supernet.init, jax.random.key(0), batch.inputs, space.init_alpha())
+    params, alpha = (
+        jax.tree.map(lambda leaf: jnp.asarray(draw(rng, leaf.shape), jnp.float32), tree)
+        for draw, tree in (
+            (he_normal, shapes["params"]),
+            (lambda rng, shape: 0.5 * rng.normal(size=shape), space.init_alpha()),
+        )
+    )
+    return alpha, params, batch, random_batch(100 + seed, size=6).inputs
+
+
+@pytest.mark.parametrize(("name", "norm"), CASES)
+def test_value_is_the_squared_norm_of_the_mean_gradient(name, norm):
+    for result in measured(name, norm):
+        expected = 0.0
+        for leaf in jax.tree.leaves(result.double["gradient"]):
+            expected += np.sum(np.asarray(leaf) ** 2)
+        for mode in DERIVATIVES:
+            np.testing.assert_allclose(result.single[mode][0], expected, rtol=2e-5)
+        np.testing.assert_array_equal(result.single["forward"][0], result.single["reverse"][0])
+        np.testing.assert_allclose(result.double["forward"][0], expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("mode", DERIVATIVES)
+@pytest.mark.parametrize(("name", "norm"), CASES)
+def test_derivative_in_float32_is_that_in_float64(name, norm, mode):
+    for result in measured(name, norm):
+        (_, actual), (_, desired) = result.single[mode], result.double["oracle"]
+        assert relative_error(actual[0], desired[0]) < 1e-4
+        assert relative_error(actual[1], desired[1]) < 1e-4
+
+
+@pytest.mark.parametrize(("name", "norm"), CASES)
+def test_forward_is_reverse_in_float64(name, norm):
+    for result in measured(name, norm):
+        (_, actual), (_, desired) = result.double["forward"], result.double["oracle"]
+        assert relative_error(actual[0], desired[0]) < 1e-9
+        assert relative_error(actual[1], desired[1]) < 1e-9
+
+
+@pytest.mark.parametrize(("name", "norm"), CASES)
+def test_derivative_is_the_limit_of_differences_in_alpha(name, norm):
+    """In float64, with a step that no ReLU changes sign in: x itself jumps where one does."""
+    for result in measured(name, norm):
+        difference, slope = result.differences
+        np.testing.assert_allclose(difference, slope, rtol=1e-6)
