@@ -187,7 +187,9 @@ def _restored(checkpoints: ocp.CheckpointManager, state: SearchState) -> Run | N
             f"cannot read the checkpoint {checkpoints.directory / str(done)}, start again with "
             f"--overwrite: {textwrap.shorten(str(error), 160)}"
         ) from error
-    return run._replace(info=jax.device_get(run.info))
+    # By way of the host: tied to a device, as orbax has it, the state would compile another step.
+    run = jax.device_get(run)
+    return run._replace(state=jax.device_put(run.state))
 
 
 @contextlib.contextmanager

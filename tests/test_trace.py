@@ -116,12 +116,15 @@ def measured(name, norm):
         name, **{"init_channels": 2, "num_cells": 1, "ops": ops, **SMALLEST.get(name, {})}
     )
     problems = [problem(space, norm, seed) for seed in SEEDS]
-    nets = {dtype: space.supernet(4, norm=norm, param_dtype=dtype) for dtype in "fd"}
+    single_net, double_net = (
+        space.supernet(4, norm=norm, param_dtype=dtype) for dtype in (jnp.float32, jnp.float64)
+    )
 
     def library(alpha, shift, key, params, batch, reference, derivative):
-        weights = gumbel_softmax(key, alpha, temperature=TEMPERATURE)
+        sample_key, key = jax.random.split(jax.random.clone(key))
+        weights = gumbel_softmax(sample_key, alpha, temperature=TEMPERATURE)
         weights = jax.tree.map(jnp.add, weights, shift)
-        apply_fn = close_over(nets["f"], params, weights, norm=norm, reference=reference)
+        apply_fn = close_over(single_net, params, weights, norm=norm, reference=reference)
         return batch_gradient(key, apply_fn, params, batch, derivative=derivative)
 
     def mixture(alpha, shift, noise):
@@ -131,14 +134,14 @@ def measured(name, norm):
 
     def library_in_float64(alpha, shift, noise, params, batch, reference):
         weights = mixture(alpha, shift, noise)
-        apply_fn = close_over(nets["d"], params, weights, norm=norm, reference=reference)
+        apply_fn = close_over(double_net, params, weights, norm=norm, reference=reference)
         key = jax.random.key(0)
         return batch_gradient(key, apply_fn, params, batch, derivative="forward")
 
     def oracle(alpha, shift, noise, params, batch, reference):
         weights = mixture(alpha, shift, noise)
         kwargs = {"norm": norm, "reference": reference}
-        return squared_gradient_norm(nets["d"], params, weights, batch, **kwargs)
+        return squared_gradient_norm(double_net, params, weights, batch, **kwargs)
 
     def with_slopes(function, *args):
         return jax.value_and_grad(function, argnums=(0, 1))(*args)
@@ -155,7 +158,7 @@ def measured(name, norm):
         return {
             "oracle": with_slopes(oracle, *args),
             "forward": with_slopes(library_in_float64, *args),
-            "gradient": loss_gradient(nets["d"], params, weights, batch, **kwargs),
+            "gradient": loss_gradient(double_net, params, weights, batch, **kwargs),
         }
 
     results = []
@@ -163,7 +166,8 @@ def measured(name, norm):
         shift = space.init_alpha()
         args = (alpha, shift, jax.random.key(seed), params, batch, reference)
         single = jax.device_get(in_float32(*args))
-        weights = gumbel_softmax(jax.random.key(seed), alpha, temperature=TEMPERATURE)
+        sample_key, _ = jax.random.split(jax.random.key(seed))
+        weights = gumbel_softmax(sample_key, alpha, temperature=TEMPERATURE)
         # Noise with which alpha gives those weights.
         noise = jax.tree.map(
             lambda w, a: TEMPERATURE * np.log(w) - a, cast_up(weights), cast_up(alpha)
@@ -196,7 +200,9 @@ def measured(name, norm):
 
 def problem(space, norm, seed):
     rng = np.random.default_rng(seed)
-    batch = random_batch(seed)
+    # With 4 examples the derivative is so ill-conditioned that float32 reaches 1e-4 only on 99 of
+    # 100 DARTS supernets; with 8 the worst of 200 had 3e-5.
+    batch = random_batch(seed, size=8)
     supernet = space.supernet(4, norm=norm)
     shapes = jax.eval_shape(supernet.init, jax.random.key(0), batch.inputs, space.init_alpha())
     params, alpha = (

@@ -43,8 +43,8 @@ def gumbel_softmax(
         soft = jax.nn.softmax(logits / temperature)
         if hard:
             count = 1 if num_selected is None else num_selected[name]
-            threshold = lax.top_k(logits, count)[0][:, -1:]
-            chosen = (logits >= threshold).astype(soft.dtype)
+            _, winners = lax.top_k(logits, count)
+            chosen = jnp.sum(jax.nn.one_hot(winners, logits.shape[-1], dtype=soft.dtype), axis=1)
             soft = soft + lax.stop_gradient(chosen - soft)
         weights[name] = soft
     return weights
