@@ -71,7 +71,7 @@ def random_batch(seed, size=4, num_classes=4, image_size=8):
 
 def random_like(seed, tree):
     rng = np.random.default_rng(seed)
-    return jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape), leaf.dtype), tree)
+    return jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(leaf.dtype), tree)
 
 
 def loss_gradient(supernet, params, weights, batch, *, norm="batch", reference=None):
