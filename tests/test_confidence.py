@@ -105,7 +105,7 @@ def test_standard_errors_are_calibrated():
     rng = np.random.default_rng(3)
     # So far apart that no search ranks the operations in another order.
     mean = np.array([rng.permutation(5) for _ in range(6)]) / num_steps
-    factor = 0.02 * rng.normal(size=(5, 5))
+    factor = 0.004 * rng.normal(size=(5, 5))
     standardised, errors = [], []
     for _ in range(num_searches):
         noise = rng.normal(size=(num_steps, 6, 5)) @ factor.T
@@ -114,7 +114,7 @@ def test_standard_errors_are_calibrated():
             win, lose = np.argsort(-mean[row])[:2]
             assert (margin.winner, margin.runner_up) == (space.ops[win], space.ops[lose])
             truth = np.sqrt(num_steps) * np.linalg.norm(factor[win] - factor[lose])
-            # The margin is 1 step of the mean's order.
+            # Neighbours in the order of the means are 1 apart.
             standardised.append((margin.margin - 1) / margin.standard_error)
             errors.append(margin.standard_error / truth)
     # 240 values of Student's t with 59 degrees of freedom: variance 1.035 +- 0.095.

@@ -18,6 +18,8 @@ DEPTHWISE = [
     for stride in (1, 2)
     for dilation in (1, 2)
 ]
+# Few of 5x5, which take the longest to compile.
+DIFFERENTIATED = [case for case in DEPTHWISE if case[1] == 3 or case[2] == case[3]]
 SOME = [("dense", 3, 1, 1), ("dense", 5, 2, 1), ("depthwise", 3, 2, 1), ("depthwise", 5, 2, 2)]
 
 
@@ -105,7 +107,7 @@ def derivatives(function):
     return compute
 
 
-@pytest.mark.parametrize("case", DENSE + DEPTHWISE, ids=str)
+@pytest.mark.parametrize("case", DENSE + DIFFERENTIATED, ids=str)
 def test_every_derivative_is_that_of_lax(case):
     x, w = arguments(*case[:2])
     direction = normal(2, *x.shape), normal(3, *w.shape)

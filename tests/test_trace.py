@@ -212,13 +212,10 @@ def problem(space, norm, seed):
     batch = random_batch(seed, size=8)
     supernet = space.supernet(4, norm=norm)
     shapes = jax.eval_shape(supernet.init, jax.random.key(0), batch.inputs, space.init_alpha())
-    params, alpha = (
-        jax.tree.map(lambda leaf: jnp.asarray(draw(rng, leaf.shape), jnp.float32), tree)
-        for draw, tree in (
-            (he_normal, shapes["params"]),
-            (lambda rng, shape: 0.5 * rng.normal(size=shape), space.init_alpha()),
-        )
+    params = jax.tree.map(
+        lambda leaf: jnp.asarray(he_normal(rng, leaf.shape), jnp.float32), shapes["params"]
     )
+    alpha = random_like(seed, space.init_alpha())
     return alpha, params, batch, random_batch(100 + seed, size=6).inputs
 
 

@@ -34,7 +34,8 @@ class Margin(NamedTuple):
         """The margin in standard errors: below about 2 the choice is noise."""
         if self.margin == 0:
             return 0.0
-        return float(np.divide(self.margin, self.standard_error))
+        with np.errstate(divide="ignore"):
+            return float(np.divide(self.margin, self.standard_error))
 
 
 def margins(space: SearchSpace, alpha: Alpha, updates: Alpha) -> list[Margin]:
@@ -59,6 +60,8 @@ def margins(space: SearchSpace, alpha: Alpha, updates: Alpha) -> list[Margin]:
         for index, (choice, order) in enumerate(zip(choices, ranked, strict=True))
         if choice.num_selected < len(choice.options)
     }
+    if not gaps:
+        return []
 
     def gaps_of(alpha: Alpha) -> jax.Array:
         scores = [choice.scores for choice in space.choices(alpha)]
