@@ -69,10 +69,11 @@ class Search:
             f"seed {result['seed']}: searched {seconds['search']:.1f} s, "
             f"compiled {seconds['compile']:.1f} s, on {result['device']}"
         )
-        print(
-            f"{noise} of {len(choices)} choices lie within 2 standard errors: more steps may "
-            "turn them"
-        )
+        if noise:
+            print(
+                f"{noise} of {len(choices)} choices lie within 2 standard errors: more steps "
+                "may turn them"
+            )
         print(f"wrote {self.out}/result.json, cells.svg, history.png")
 
 

@@ -26,7 +26,7 @@ _REDUCED_DARTS_OPS = (
     "dil_conv_5x5",
 )
 _NASBENCH201 = {
-    "steps": 100,
+    "steps": 50,
     "batch_size": 32,
     "penalty": 1.0,
     "derivative": "reverse",

@@ -93,8 +93,11 @@ def loss_gradient(supernet, params, weights, batch, *, norm="batch", reference=N
 
 def squared_gradient_norm(*args, **kwargs):
     """x, to be differentiated in reverse mode as it stands."""
-    gradient = loss_gradient(*args, **kwargs)
-    return sum((jnp.sum(leaf**2) for leaf in jax.tree.leaves(gradient)), start=0.0)
+    return squared_norm(loss_gradient(*args, **kwargs))
+
+
+def squared_norm(tree):
+    return sum((jnp.sum(leaf**2) for leaf in jax.tree.leaves(tree)), start=0.0)
 
 
 def flat(tree):
