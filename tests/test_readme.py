@@ -18,7 +18,7 @@ def blocks(language):
 def test_the_python_example_runs(capsys):
     (example,) = blocks("python")
     exec(compile(example, "README.md", "exec"), {})
-    text = capsys.readouterr().out.split(" [")[0]
+    text = capsys.readouterr().out.split(" ")[0]
     assert parse_genotype(text).to_text() == text
 
 

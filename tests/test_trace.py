@@ -1,6 +1,7 @@
 """NASI's estimate, and its derivative against float64 on every search space."""
 
 import functools
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
@@ -22,7 +23,7 @@ from nasi_jax.kernels import PROXIES, batch_gradient, mean_loss
 from nasi_jax.search import close_over, gumbel_softmax
 from nasi_jax.types import DERIVATIVES, LOSSES, Batch
 
-DARTS_OPS = ("max_pool_3x3", "skip_connect", "sep_conv_3x3")
+DARTS_OPS = ("max_pool_3x3", "skip_connect", "dil_conv_3x3")
 NASBENCH201_OPS = ("none", "skip_connect", "nor_conv_3x3")
 ONE_SHOT_OPS = ("conv3x3-bn-relu", "maxpool3x3")
 SMALLEST = {
@@ -171,41 +172,49 @@ def measured(name, norm):
     def with_slopes(function, *args, has_aux=False):
         return jax.value_and_grad(function, argnums=(0, 1), has_aux=has_aux)(*args)
 
-    @functools.partial(jax.jit, compiler_options=FAST)
     def in_float32(*args):
         return {mode: with_slopes(library, *args, mode) for mode in DERIVATIVES}
 
-    @functools.partial(jax.jit, compiler_options=FAST)
     def in_float64(*args):
         (value, gradient), slopes = with_slopes(oracle, *args, has_aux=True)
         forward = with_slopes(library_in_float64, *args)
         return {"oracle": (value, slopes), "forward": forward, "gradient": gradient}
 
+    single_args = [
+        (alpha, space.init_alpha(), jax.random.key(seed), params, batch, reference)
+        for seed, (alpha, params, batch, reference) in zip(SEEDS, problems, strict=True)
+    ]
+    double_args = [
+        cast_up((alpha, shift, noise_of(alpha, key), *others))
+        for alpha, shift, key, *others in single_args
+    ]
+    with jax.enable_x64(True):
+        lowered = [jax.jit(in_float64).lower(*double_args[0])]
+    lowered.append(jax.jit(in_float32).lower(*single_args[0]))
+    with ThreadPoolExecutor() as pool:
+        double_fn, single_fn = pool.map(lambda each: each.compile(FAST), lowered)
+
     results = []
-    for seed, (alpha, params, batch, reference) in enumerate(problems):
-        shift = space.init_alpha()
-        args = (alpha, shift, jax.random.key(seed), params, batch, reference)
-        single = jax.device_get(in_float32(*args))
-        sample_key, _ = jax.random.split(jax.random.key(seed))
-        weights = gumbel_softmax(sample_key, alpha, temperature=TEMPERATURE)
-        # Noise with which alpha gives those weights.
-        noise = jax.tree.map(
-            lambda w, a: TEMPERATURE * np.log(w) - a, cast_up(weights), cast_up(alpha)
-        )
-        alpha, shift, params, batch, reference = cast_up((alpha, shift, params, batch, reference))
-        direction = random_like(seed, alpha)
+    for single, double in zip(single_args, double_args, strict=True):
+        alpha, *others = double
+        direction = random_like(1, alpha)
+        moved = [
+            jax.tree.map(lambda a, d, step=step: a + step * d, alpha, direction)
+            for step in (STEP, -STEP)
+        ]
         with jax.enable_x64(True):
-            double = in_float64(alpha, shift, noise, params, batch, reference)
-            ends = [
-                in_float64(
-                    jax.tree.map(lambda a, d, sign=sign: a + sign * STEP * d, alpha, direction),
-                    *(shift, noise, params, batch, reference),
-                )["oracle"][0]
-                for sign in (1, -1)
-            ]
-        difference = float(ends[0] - ends[1]) / (2 * STEP)
-        results.append(Measured(single, jax.device_get(double), direction, difference))
+            up, down = (float(double_fn(each, *others)["oracle"][0]) for each in moved)
+            in_double = jax.device_get(double_fn(*double))
+        in_single = jax.device_get(single_fn(*single))
+        results.append(Measured(in_single, in_double, direction, (up - down) / (2 * STEP)))
     return results
+
+
+def noise_of(alpha, key):
+    """Noise with which alpha gives the weights that the library samples."""
+    sample_key, _ = jax.random.split(jax.random.clone(key))
+    weights = gumbel_softmax(sample_key, alpha, temperature=TEMPERATURE)
+    return jax.tree.map(lambda w, a: TEMPERATURE * jnp.log(w) - a, weights, alpha)
 
 
 def problem(seed, alpha, params):
