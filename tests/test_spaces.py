@@ -41,6 +41,15 @@ DARTS_V2 = (
 )
 
 
+@pytest.fixture(autouse=True, scope="module")
+def quick_compilation():
+    """Nearly all time here is XLA's; what it optimises is no matter of the spaces."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
 def small(name, **fields):
     """The space at its least size."""
     num_cells = 3 if name == "darts" else 1
@@ -243,9 +252,9 @@ def test_supernet_with_one_hot_weights_is_the_network(name, x64):
         assert_supernet_is_network(space, genotype, dtype=jnp.float64, tolerance=1e-10)
 
 
-@pytest.mark.parametrize("norm", NORM_MODES)
+@pytest.mark.parametrize("norm", ["frozen", "none"])
 @pytest.mark.parametrize("name", SPACES)
-def test_supernet_is_the_network_in_every_norm_mode(name, norm):
+def test_supernet_is_the_network_in_the_other_norm_modes(name, norm):
     space = small(name)
     for genotype in samples(space, 2):
         assert_supernet_is_network(space, genotype, norm)

@@ -25,11 +25,11 @@ from nasi_jax.types import DERIVATIVES, LOSSES, Batch
 
 DARTS_OPS = ("max_pool_3x3", "skip_connect", "dil_conv_3x3")
 NASBENCH201_OPS = ("none", "skip_connect", "nor_conv_3x3")
-ONE_SHOT_OPS = ("conv3x3-bn-relu", "maxpool3x3")
 SMALLEST = {
     "darts": {"num_cells": 3, "ops": DARTS_OPS},
-    "nasbench1shot1-2": {"ops": ONE_SHOT_OPS},
-    "nasbench1shot1-3": {"ops": ONE_SHOT_OPS},
+    "nasbench1shot1-1": {"ops": ("conv1x1-bn-relu", "maxpool3x3")},
+    "nasbench1shot1-2": {"ops": ("conv3x3-bn-relu", "maxpool3x3")},
+    "nasbench1shot1-3": {"ops": ("conv3x3-bn-relu", "conv1x1-bn-relu")},
 }
 CASES = [*((name, "batch") for name in SEARCH_SPACES)]
 CASES += [("nasbench201", norm) for norm in ("frozen", "none")]
