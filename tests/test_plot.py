@@ -1,5 +1,4 @@
 import os
-import re
 import xml.etree.ElementTree as ET
 from collections import Counter
 from itertools import pairwise
