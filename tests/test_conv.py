@@ -1,3 +1,4 @@
+import functools
 import itertools
 
 import chex
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from nasi_jax.cells.conv import _DENSE, _DEPTHWISE, _Window, conv, depthwise_conv, taps
+from nasi_jax.conv import _DENSE, _DEPTHWISE, _Window, conv, depthwise_conv, taps
 
 HEIGHT, WIDTH, CHANNELS, FEATURES = 6, 4, 3, 2
 
@@ -303,3 +304,53 @@ def test_taps_of_a_window():
     np.testing.assert_array_equal(views[0][0, ..., 0], [[-7, -7], [-7, 6]])
     np.testing.assert_array_equal(views[4][0, ..., 0], [[1, 3], [9, 11]])
     np.testing.assert_array_equal(views[8][0, ..., 0], [[6, 8], [14, 16]])
+
+
+@pytest.mark.parametrize("axes", [(1, None), (None, 2), (0, 1), ((1, 0), (None, 0))], ids=str)
+@pytest.mark.parametrize("case", SOME, ids=str)
+@pytest.mark.parametrize("group_name", ["forward", "dx", "dw"])
+def test_vmapped_maps(group_name, case, axes):
+    """Each of the three with a vmapped axis in either operand, in both, and in two vmaps."""
+    kind, size, stride, dilation = case
+    group = _DENSE if kind == "dense" else _DEPTHWISE
+    window = _Window(size, stride, dilation)
+    x, w = arguments(kind, size)
+    g = group.forward(x, w, window)
+    left, right = {"forward": (x, w), "dx": (g, w), "dw": (x, g)}[group_name]
+
+    def apply(left, right):
+        return getattr(group, group_name)(left, right, window)
+
+    inner, outer = axes if isinstance(axes[0], tuple) else (axes, None)
+    shapes = [list(left.shape), list(right.shape)]
+    for mapped in filter(None, (outer, inner) if outer else (inner,)):
+        for shape, axis in zip(shapes, mapped, strict=True):
+            if axis is not None:
+                shape.insert(axis, 2)
+    operands = [normal(seed, *shape) for seed, shape in enumerate(shapes)]
+    batched, looped = jax.vmap(apply, in_axes=inner), functools.partial(loop, apply, inner)
+    if outer:
+        batched, looped = jax.vmap(batched, outer), functools.partial(loop, looped, outer)
+    chex.assert_trees_all_close(jax.jit(batched)(*operands), looped(*operands), rtol=1e-10)
+
+
+def loop(function, axes, left, right):
+    """`vmap` as a loop over two."""
+    return jnp.stack(
+        [
+            function(
+                *(
+                    array if axis is None else jnp.take(array, index, axis)
+                    for array, axis in zip((left, right), axes, strict=True)
+                )
+            )
+            for index in range(2)
+        ]
+    )
+
+
+def test_a_vmapped_weight_gradient_is_no_grouped_convolution():
+    x, w = arguments("dense", 3)
+    gradient = jax.vmap(jax.grad(lambda w, x: jnp.sum(jnp.sin(conv(x[None], w)))), (None, 0))
+    text = jax.jit(gradient).lower(w, x).as_text()
+    assert "feature_group_count = 3" not in text and "batch_group_count = 3" not in text

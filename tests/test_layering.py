@@ -10,9 +10,10 @@ PACKAGE = Path(__file__).parent.parent / "nasi_jax"
 ALLOWED = {
     "types": set(),
     "files": set(),
+    "conv": set(),
     "config": {"types"},
-    "kernels": {"types"},
-    "cells": {"types"},
+    "kernels": {"types", "conv"},
+    "cells": {"types", "conv"},
     "search": {"types", "config", "kernels"},
     "data": {"types", "config"},
     "plot": {"types", "config", "cells", "files"},

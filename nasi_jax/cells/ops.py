@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from nasi_jax.cells.conv import conv, depthwise_conv, taps
 from nasi_jax.cells.norm import Norm
+from nasi_jax.conv import conv, depthwise_conv, taps
 from nasi_jax.types import Initializer, NormMode
 
 

@@ -16,6 +16,10 @@ that buys, measured on two CPU cores:
   the fast form from the start.
 
 On other backends all three are `lax.conv_general_dilated` and its transposes.
+
+Under `vmap` each becomes one larger map of its kind: examples join the batch, kernels the
+channels. The weight gradient of each example by itself, which JAX would turn into a grouped
+convolution, is a product of matrices (dense) or sums of products (depthwise).
 """
 
 from __future__ import annotations
@@ -99,6 +103,10 @@ class _Window(NamedTuple):
     dilation: int
 
 
+_Map = Callable[..., jax.Array]
+"""Maps `(left, right, window)` to an array."""
+
+
 def _lax_conv(x: jax.Array, w: jax.Array, window: _Window, groups: int) -> jax.Array:
     half = window.dilation * (window.size - 1) // 2
     return lax.conv_general_dilated(
@@ -178,10 +186,26 @@ def _depthwise_dw(x: jax.Array, g: jax.Array, window: _Window) -> jax.Array:
     return sums.reshape(window.size, window.size, 1, -1)
 
 
+def _dense_dw_each(x: jax.Array, g: jax.Array, window: _Window) -> jax.Array:
+    """Weight gradients `[N, k, k, C, F]` of `x[N, B, H, W, C]` and `g[N, B, h, w, F]`."""
+    count, channels, features = x.shape[0], x.shape[-1], g.shape[-1]
+    views = _views(x.reshape(-1, *x.shape[2:]), window)
+    columns = jnp.stack(views, axis=3).reshape(count, -1, len(views) * channels)
+    products = jnp.swapaxes(columns, 1, 2) @ g.reshape(count, -1, features)
+    return products.reshape(count, window.size, window.size, channels, features)
+
+
+def _depthwise_dw_each(x: jax.Array, g: jax.Array, window: _Window) -> jax.Array:
+    """Weight gradients `[N, k, k, 1, C]` of `x[N, B, H, W, C]` and `g[N, B, h, w, C]`."""
+    views = _views(x.reshape(-1, *x.shape[2:]), window)
+    sums = [jnp.sum(view.reshape(g.shape) * g, axis=(1, 2, 3)) for view in views]
+    return jnp.stack(sums, axis=1).reshape(len(x), window.size, window.size, 1, -1)
+
+
 class _Bilinear:
     """The three primitives of one kind of convolution, dense or depthwise."""
 
-    def __init__(self, name: str, *on_cpu: Callable[..., jax.Array], depthwise: bool):
+    def __init__(self, name: str, *on_cpu: _Map, dw_each: _Map, depthwise: bool):
         def forward(x: jax.Array, w: jax.Array, window: _Window) -> jax.Array:
             return _lax_conv(x, w, window, x.shape[-1] if depthwise else 1)
 
@@ -216,15 +240,52 @@ class _Bilinear:
             lambda w, x, g, window: self.dx(g, w, window),
             lambda w, x, g, window: self.forward(x, w, window),
         )
+        batched: tuple[tuple[tuple[int, int] | None, ...], ...]
+        if depthwise:
+            alike = _merged(self.forward, (3, 3), 3), _merged(self.dx, (3, 3), 3), dw_each
+            batched = ((0, 0), None), ((0, 0), None), (None, None)
+        else:
+            alike = _vmapped(forward), _vmapped(dx), dw_each
+            batched = ((0, 0), (3, 3)), ((0, 0), (2, 3)), ((3, 2), (3, 3))
+        for primitive, both, (left, right) in zip(primitives, alike, batched, strict=True):
+            _register_batching(primitive, left, right, both)
 
 
-def _bind(primitive: Primitive) -> Callable[[jax.Array, jax.Array, _Window], jax.Array]:
+def _merged(bind: _Map, joined: tuple[int | None, int | None], split: int) -> _Map:
+    """A vmapped map as one larger one.
+
+    Args:
+      bind: the map.
+      joined: for each operand the axis that its vmapped axis, the first, joins; None if it has
+        none.
+      split: the axis of the result that the vmapped axis is then a part of.
+    """
+
+    def apply(left: jax.Array, right: jax.Array, window: _Window) -> jax.Array:
+        operands = []
+        for array, axis in zip((left, right), joined, strict=True):
+            if axis is not None:
+                count, shape = array.shape[0], array.shape[1:]
+                merged = (*shape[:axis], count * shape[axis], *shape[axis + 1 :])
+                array = jnp.moveaxis(array, 0, axis).reshape(merged)
+            operands.append(array)
+        result = bind(*operands, window)
+        shape = result.shape
+        parted = (*shape[:split], count, shape[split] // count, *shape[split + 1 :])
+        return jnp.moveaxis(result.reshape(parted), split, 0)
+
+    return apply
+
+
+def _vmapped(function: _Map) -> _Map:
+    return lambda left, right, window: jax.vmap(lambda *each: function(*each, window))(left, right)
+
+
+def _bind(primitive: Primitive) -> _Map:
     return lambda left, right, window: primitive.bind(left, right, window=window)
 
 
-def _primitive(
-    name: str, on_cpu: Callable[..., jax.Array], elsewhere: Callable[..., jax.Array]
-) -> Primitive:
+def _primitive(name: str, on_cpu: _Map, elsewhere: _Map) -> Primitive:
     """A primitive that lowers to `on_cpu` on that backend and to `elsewhere` on others."""
     primitive = Primitive(name)
     bind = _bind(primitive)
@@ -234,13 +295,8 @@ def _primitive(
         result = jax.eval_shape(functools.partial(elsewhere, window=window), *like)
         return jax.core.ShapedArray(result.shape, result.dtype)
 
-    def batch(arrays: Any, axes: Any, window: _Window) -> tuple[jax.Array, int]:
-        # A vmapped convolution is a convolution again, of another shape: that of `lax`.
-        return jax.vmap(functools.partial(elsewhere, window=window), in_axes=axes)(*arrays), 0
-
     primitive.def_impl(lambda *arrays, window: jax.jit(bind, static_argnums=2)(*arrays, window))
     primitive.def_abstract_eval(abstract)
-    batching.primitive_batchers[primitive] = batch
     mlir.register_lowering(primitive, mlir.lower_fun(elsewhere, multiple_results=False))
     mlir.register_lowering(
         primitive, mlir.lower_fun(on_cpu, multiple_results=False), platform="cpu"
@@ -248,7 +304,55 @@ def _primitive(
     return primitive
 
 
-_DENSE = _Bilinear("dense", _dense_forward, _dense_dx, _dense_dw, depthwise=False)
+def _register_batching(
+    primitive: Primitive, left: tuple[int, int] | None, right: tuple[int, int] | None, both: _Map
+) -> None:
+    """The rule of a primitive under `vmap`.
+
+    Args:
+      primitive: one of the three.
+      left: where only the left operand is vmapped, the axes of `_merged`; None to treat it as
+        both.
+      right: the same for the right one.
+      both: the map where both are, with the vmapped axis first.
+    """
+
+    def rule(arrays: Any, axes: Any, window: _Window) -> tuple[jax.Array, int]:
+        (count,) = {
+            array.shape[axis] for array, axis in zip(arrays, axes, strict=True) if axis is not None
+        }
+        first = [
+            array if axis is None else jnp.moveaxis(array, axis, 0)
+            for array, axis in zip(arrays, axes, strict=True)
+        ]
+        if axes[1] is None and left is not None:
+            apply = _merged(_bind(primitive), (left[0], None), left[1])
+        elif axes[0] is None and right is not None:
+            apply = _merged(_bind(primitive), (None, right[0]), right[1])
+        else:
+            apply = both
+            first = [
+                jnp.broadcast_to(array, (count, *array.shape)) if axis is None else array
+                for array, axis in zip(first, axes, strict=True)
+            ]
+        return apply(*first, window), 0
+
+    batching.primitive_batchers[primitive] = rule
+
+
+_DENSE = _Bilinear(
+    "dense",
+    _dense_forward,
+    _dense_dx,
+    _dense_dw,
+    dw_each=_dense_dw_each,
+    depthwise=False,
+)
 _DEPTHWISE = _Bilinear(
-    "depthwise", _depthwise_forward, _depthwise_dx, _depthwise_dw, depthwise=True
+    "depthwise",
+    _depthwise_forward,
+    _depthwise_dx,
+    _depthwise_dw,
+    dw_each=_depthwise_dw_each,
+    depthwise=True,
 )
