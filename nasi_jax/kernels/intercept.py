@@ -33,6 +33,9 @@ class Operation(NamedTuple):
 Rule = Callable[[Operation], tuple[Sequence[Any], Any] | None]
 """Maps an operation to its outputs and their label; None leaves it as it is, without a label."""
 
+ENTERED = ("jit", "pjit", "checkpoint", "scan")
+"""The operations that are functions, whose own operations a rule sees as well."""
+
 
 def intercept(
     fn: Callable[..., Any],
@@ -40,6 +43,7 @@ def intercept(
     *args: Any,
     labels: Any = None,
     in_loop: Callable[[Any], Any] = lambda label: label,
+    on_loss: Callable[[Any], None] = lambda label: None,
 ) -> Any:
     """Computes `fn(*args)` with the operations that `rule` replaces.
 
@@ -53,6 +57,8 @@ def intercept(
       labels: labels of the arguments' leaves, as a flat list; none if not given.
       in_loop: what becomes of a label of an array that every iteration of a scan reads whole.
         An array that a scan reads slice by slice passes its label on to the slices.
+      on_loss: called with every label that is lost other than in an operation that `rule` sees:
+        on an output of `fn`, and on the way into or out of a loop.
 
     Returns:
       What `fn` returns.
@@ -60,14 +66,16 @@ def intercept(
     closed, shape = jax.make_jaxpr(fn, return_shape=True)(*args)
     leaves = jax.tree.leaves(args)
     given = [None] * len(leaves) if labels is None else labels
-    interpreter = _Interpreter(rule, in_loop)
-    outputs, _ = interpreter.run(closed.jaxpr, closed.consts, leaves, given, ())
+    interpreter = _Interpreter(rule, in_loop, on_loss)
+    outputs = interpreter.unlabelled(closed.jaxpr, closed.consts, leaves, given, ())
     return jax.tree.unflatten(jax.tree.structure(shape), outputs)
 
 
 class _Interpreter:
-    def __init__(self, rule: Rule, in_loop: Callable[[Any], Any]):
-        self.rule, self.in_loop = rule, in_loop
+    def __init__(
+        self, rule: Rule, in_loop: Callable[[Any], Any], on_loss: Callable[[Any], None]
+    ) -> None:
+        self.rule, self.in_loop, self.on_loss = rule, in_loop, on_loss
 
     def run(
         self,
@@ -96,14 +104,24 @@ class _Interpreter:
             known.update(zip(eqn.outvars, out_labels, strict=True))
         return [read(atom) for atom in jaxpr.outvars], [label_of(atom) for atom in jaxpr.outvars]
 
+    def unlabelled(self, *args: Any) -> list[Any]:
+        """What `run` returns, less the labels, which are lost."""
+        outputs, labels = self.run(*args)
+        self._lose(labels)
+        return outputs
+
+    def _lose(self, labels: Sequence[Any]) -> None:
+        for label in labels:
+            if label is not None:
+                self.on_loss(label)
+
     def _evaluate(
         self, eqn: Any, inputs: list[Any], labels: list[Any], site: tuple[int, ...]
     ) -> tuple[Sequence[Any], Sequence[Any]]:
         name, params = eqn.primitive.name, eqn.params
 
         def apply(*operands: Any) -> list[Any]:
-            functions, settings = eqn.primitive.get_bind_params(params)
-            outputs = eqn.primitive.bind(*functions, *operands, **settings)
+            outputs = eqn.primitive.bind(*operands, **eqn.primitive.get_bind_params(params))
             return list(outputs) if eqn.primitive.multiple_results else [outputs]
 
         replaced = self.rule(Operation(name, params, inputs, labels, site, apply))
@@ -113,17 +131,17 @@ class _Interpreter:
         if name in ("jit", "pjit"):
             closed = params["jaxpr"]
             return self.run(closed.jaxpr, closed.consts, inputs, labels, site)
-        unlabelled = [None] * len(eqn.outvars)
-        if name in ("checkpoint", "remat2"):
+        none = [None] * len(eqn.outvars)
+        if name == "checkpoint":
 
             def body(*operands: Any) -> list[Any]:
-                return self.run(params["jaxpr"], (), operands, labels, site)[0]
+                return self.unlabelled(params["jaxpr"], (), operands, labels, site)
 
             settings = {key: params[key] for key in ("prevent_cse", "policy")}
-            return jax.checkpoint(body, **settings)(*inputs), unlabelled
+            return jax.checkpoint(body, **settings)(*inputs), none
         if name == "scan":
-            return self._scan(params, inputs, labels, site), unlabelled
-        return apply(*inputs), unlabelled
+            return self._scan(params, inputs, labels, site), none
+        return apply(*inputs), none
 
     def _scan(
         self, params: dict[str, Any], inputs: list[Any], labels: list[Any], site: tuple[int, ...]
@@ -131,12 +149,13 @@ class _Interpreter:
         start, end = params["num_consts"], params["num_consts"] + params["num_carry"]
         consts, carry, slices = inputs[:start], inputs[start:end], inputs[end:]
         whole = [None if label is None else self.in_loop(label) for label in labels[:start]]
+        self._lose(labels[start:end])
         inner = [*whole, *[None] * (end - start), *labels[end:]]
         closed = params["jaxpr"]
 
         def body(carry: list[Any], slices: list[Any]) -> tuple[list[Any], list[Any]]:
             args = [*consts, *carry, *slices]
-            outputs, _ = self.run(closed.jaxpr, closed.consts, args, inner, site)
+            outputs = self.unlabelled(closed.jaxpr, closed.consts, args, inner, site)
             return outputs[: len(carry)], outputs[len(carry) :]
 
         settings = {key: params[key] for key in ("length", "reverse", "unroll")}

@@ -1,0 +1,314 @@
+"""The gradient norm of every example by itself, without the gradients."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from nasi_jax.kernels.intercept import ENTERED, Operation, Rule, intercept
+from nasi_jax.types import ApplyFn, Params
+
+
+def squared_gradient_norms(
+    apply_fn: ApplyFn, params: Params, inputs: jax.Array, cotangents: jax.Array
+) -> jax.Array:
+    """||v^T J_b||^2 of every example b and output cotangent v: one number each, J never held.
+
+    J_b `[K, P]` is the Jacobian of the outputs of example b in all parameters. The kernel of a
+    dense or convolutional layer that is read once has, with its patches A `[S, K']` and the
+    cotangents B `[S, O]` of its S output positions, the gradient A^T B, whose squared norm is
+    taken at once: as ||A^T B||_F^2 (direct), or as <A A^T, B B^T> (ghost: Goodfellow,
+    arXiv:1510.01799; Rochette et al., arXiv:1912.06015) where S (K' + O) < K' O makes that the
+    fewer operations. Kernels in the body of a scan are counted an iteration at a time. All other
+    parameters go through their gradients. The result is that of `vmap(grad)`, whatever the
+    network; groups, depthwise ones too, are blocks of A^T B.
+
+    Args:
+      apply_fn: maps `(params, inputs[B, ...])` to outputs `[B, K]`, each example on its own.
+      params: parameters that the Jacobian is taken at.
+      inputs: `[B, ...]`.
+      cotangents: `[B, M, K]`, M of them for each example.
+
+    Returns:
+      `[B, M]`.
+    """
+    leaves, structure = jax.tree.flatten(params)
+    kernels = _kernels(apply_fn, structure, leaves, inputs[:1])
+    others = {index: leaf for index, leaf in enumerate(leaves) if index not in kernels}
+
+    def norms(inputs: jax.Array, cotangents: jax.Array) -> jax.Array:
+        def outputs_of(tap: jax.Array, others: dict[int, jax.Array]) -> jax.Array:
+            merged = [others.get(index, leaf) for index, leaf in enumerate(leaves)]
+            rule = functools.partial(_tap, tap, kernels)
+            return _labelled(rule, apply_fn, structure, merged, inputs[None])[0]
+
+        outputs, pull = jax.vjp(outputs_of, jnp.zeros((), cotangents.dtype), others)
+
+        def norm(cotangent: jax.Array) -> jax.Array:
+            of_kernels, gradients = pull(cotangent.astype(outputs.dtype))
+            of_others = (jnp.vdot(gradient, gradient) for gradient in gradients.values())
+            return functools.reduce(jnp.add, of_others, of_kernels)
+
+        return jax.vmap(norm)(cotangents)
+
+    return jax.vmap(norms)(inputs, cotangents)
+
+
+class _Shared(NamedTuple):
+    """The label of a parameter that every iteration of a scan reads."""
+
+    leaf: int
+
+
+class _Layer(NamedTuple):
+    """A linear layer whose kernel's gradient is patches times cotangents.
+
+    Attributes:
+      kernel: which operand the kernel is.
+      groups: number of blocks that the channels are in; each block has its own kernel.
+      views: maps the other operand to what each tap of the window reads, `[S, C]` each.
+      rows: maps a cotangent of the output to `[S, O]`.
+    """
+
+    kernel: int
+    groups: int
+    views: Callable[[jax.Array], list[jax.Array]]
+    rows: Callable[[jax.Array], jax.Array]
+
+
+def _labelled(
+    rule: Rule,
+    apply_fn: ApplyFn,
+    structure: Any,
+    leaves: list[jax.Array],
+    inputs: jax.Array,
+    on_loss: Callable[[Any], None] = lambda label: None,
+) -> jax.Array:
+    """The outputs by a rule that sees parameters labelled with their number."""
+
+    def of_leaves(leaves: list[jax.Array], inputs: jax.Array) -> jax.Array:
+        return apply_fn(jax.tree.unflatten(structure, leaves), inputs)
+
+    labels = [*range(len(leaves)), None]
+    outputs: jax.Array = intercept(
+        of_leaves, rule, leaves, inputs, labels=labels, in_loop=_shared, on_loss=on_loss
+    )
+    return outputs
+
+
+def _shared(label: int | _Shared) -> _Shared:
+    return label if isinstance(label, _Shared) else _Shared(label)
+
+
+def _kernels(
+    apply_fn: ApplyFn, structure: Any, leaves: list[jax.Array], inputs: jax.Array
+) -> set[int]:
+    """The parameters that are the kernel of one layer, and nothing else."""
+    sites: dict[int, set[tuple[int, ...]]] = {}
+    others: set[int] = set()
+
+    def lose(label: int | _Shared) -> None:
+        others.add(_shared(label).leaf)
+
+    def rule(operation: Operation) -> Any:
+        if operation.name in ENTERED:
+            return None
+        labels = [label for label in operation.labels if label is not None]
+        view = _view(operation)
+        if view is None and _layer(operation) is not None and isinstance(labels[0], int):
+            sites.setdefault(labels[0], set()).add(operation.site)
+        elif view is None:
+            for label in labels:
+                lose(label)
+        return view
+
+    def trace(leaves: list[jax.Array], inputs: jax.Array) -> jax.Array:
+        return _labelled(rule, apply_fn, structure, leaves, inputs, lose)
+
+    jax.eval_shape(trace, leaves, inputs)
+    return {leaf for leaf, found in sites.items() if len(found) == 1} - others
+
+
+def _tap(tap: jax.Array, kernels: set[int], operation: Operation) -> Any:
+    """The rule for a zero at every layer whose cotangent is the squared norm."""
+    view = _view(operation)
+    layer = None if view else _layer(operation)
+    if layer is None or operation.labels[layer.kernel] not in kernels:
+        return view
+    kernel, activations = operation.inputs[layer.kernel], operation.inputs[1 - layer.kernel]
+    return [_tapped(layer, operation.apply)(tap, activations, kernel)], None
+
+
+def _tapped(layer: _Layer, apply: Callable[..., list[jax.Array]]) -> Callable[..., jax.Array]:
+    def linear(activations: jax.Array, kernel: jax.Array) -> jax.Array:
+        operands = (activations, kernel) if layer.kernel == 1 else (kernel, activations)
+        return apply(*operands)[0]
+
+    @jax.custom_vjp
+    def op(tap: jax.Array, activations: jax.Array, kernel: jax.Array) -> jax.Array:
+        return linear(activations, kernel)
+
+    def forward(tap: jax.Array, activations: jax.Array, kernel: jax.Array) -> Any:
+        return linear(activations, kernel), (activations, kernel)
+
+    def backward(kept: Any, cotangent: jax.Array) -> Any:
+        activations, kernel = kept
+        transposed = jax.linear_transpose(lambda array: linear(array, kernel), activations)
+        norm = _squared_norm(layer, activations, cotangent)
+        return norm, transposed(cotangent)[0], None
+
+    op.defvjp(forward, backward)
+    return op
+
+
+def _squared_norm(layer: _Layer, activations: jax.Array, cotangent: jax.Array) -> jax.Array:
+    """||A^T B||_F^2, block by block."""
+    views, rows = layer.views(activations), layer.rows(cotangent)
+    positions, features = rows.shape
+    if layer.groups == 1:
+        patches = jnp.concatenate(views, axis=1)
+        width = patches.shape[1]
+        if positions * (width + features) < width * features:
+            return jnp.vdot(patches @ patches.T, rows @ rows.T)
+        product = patches.T @ rows
+        return jnp.vdot(product, product)
+    blocks = rows.reshape(positions, layer.groups, -1)
+    if views[0].shape[1] == layer.groups:
+        # Depthwise: one number a tap and channel, summed up without ever holding the products.
+        sums = [jnp.sum(view[:, :, None] * blocks, axis=0) for view in views]
+        return functools.reduce(jnp.add, (jnp.vdot(total, total) for total in sums))
+    patches = jnp.stack([view.reshape(positions, layer.groups, -1) for view in views])
+    product = jnp.einsum("tsgc,sgo->tgco", patches, blocks)
+    return jnp.vdot(product, product)
+
+
+_SAME_NORM = (
+    "reshape",
+    "squeeze",
+    "transpose",
+    "rev",
+    "slice",
+    "broadcast_in_dim",
+    "convert_element_type",
+    "copy",
+)
+"""Operations that keep the entries of an array whose size they keep."""
+
+
+def _view(operation: Operation) -> Any:
+    """The replacement of an operation that only puts a parameter in another form."""
+    if operation.name not in _SAME_NORM or operation.labels[0] is None:
+        return None
+    outputs = operation.apply(*operation.inputs)
+    if outputs[0].size != operation.inputs[0].size:
+        return None
+    return outputs, operation.labels[0]
+
+
+def _layer(operation: Operation) -> _Layer | None:
+    """The layer that an operation is, if just one of its operands is a parameter, the kernel."""
+    if operation.name == "dot_general":
+        return _dense_layer(operation)
+    if len(operation.labels) != 2 or operation.labels[0] is not None or operation.labels[1] is None:
+        return None
+    if operation.name in ("dense_conv", "depthwise_conv"):
+        size, stride, dilation = operation.params["window"]
+        half = dilation * (size - 1) // 2
+        channels = operation.inputs[0].shape[-1]
+        dimensions = lax.conv_dimension_numbers(
+            operation.inputs[0].shape, operation.inputs[1].shape, ("NHWC", "HWIO", "NHWC")
+        )
+        return _conv_layer(
+            operation,
+            dimensions,
+            strides=(stride, stride),
+            padding=((half, half), (half, half)),
+            lhs_dilation=(1, 1),
+            rhs_dilation=(dilation, dilation),
+            groups=1 if operation.name == "dense_conv" else channels,
+        )
+    if operation.name == "conv_general_dilated" and operation.params["batch_group_count"] == 1:
+        return _conv_layer(
+            operation,
+            operation.params["dimension_numbers"],
+            strides=operation.params["window_strides"],
+            padding=operation.params["padding"],
+            lhs_dilation=operation.params["lhs_dilation"],
+            rhs_dilation=operation.params["rhs_dilation"],
+            groups=operation.params["feature_group_count"],
+        )
+    return None
+
+
+def _dense_layer(operation: Operation) -> _Layer | None:
+    contracted, batched = operation.params["dimension_numbers"]
+    kernels = [operand for operand, label in enumerate(operation.labels) if label is not None]
+    if len(kernels) != 1 or batched[0]:
+        return None
+    (kernel,) = kernels
+    left_free = operation.inputs[0].ndim - len(contracted[0])
+    read = tuple(contracted[1 - kernel])
+
+    def views(activations: jax.Array) -> list[jax.Array]:
+        last = jnp.moveaxis(activations, read, range(-len(read), 0))
+        width = int(np.prod([activations.shape[axis] for axis in read]))
+        return [last.reshape(-1, width)]
+
+    def rows(cotangent: jax.Array) -> jax.Array:
+        left = int(np.prod(cotangent.shape[:left_free]))
+        flat = cotangent.reshape(left, -1)
+        return flat if kernel == 1 else flat.T
+
+    return _Layer(kernel, 1, views, rows)
+
+
+def _conv_layer(
+    operation: Operation,
+    dimensions: lax.ConvDimensionNumbers,
+    *,
+    strides: tuple[int, ...],
+    padding: tuple[tuple[int, int], ...],
+    lhs_dilation: tuple[int, ...],
+    rhs_dilation: tuple[int, ...],
+    groups: int,
+) -> _Layer:
+    sizes = [operation.inputs[1].shape[axis] for axis in dimensions.rhs_spec[2:]]
+
+    def channels_last(array: jax.Array, spec: Sequence[int]) -> jax.Array:
+        return jnp.transpose(array, (spec[0], *spec[2:], spec[1]))
+
+    def views(activations: jax.Array) -> list[jax.Array]:
+        array = channels_last(activations, dimensions.lhs_spec)
+        margins = [
+            (low, high, gap - 1) for (low, high), gap in zip(padding, lhs_dilation, strict=True)
+        ]
+        zero = jnp.zeros((), array.dtype)
+        padded = lax.pad(array, zero, ((0, 0, 0), *margins, (0, 0, 0)))
+        # Without the barrier XLA:CPU computes what leads here anew for every tap.
+        padded = lax.optimization_barrier(padded)
+        reach = [
+            extent - dilation * (size - 1)
+            for extent, dilation, size in zip(padded.shape[1:-1], rhs_dilation, sizes, strict=True)
+        ]
+        read = []
+        for tap in itertools.product(*map(range, sizes)):
+            start = [step * dilation for step, dilation in zip(tap, rhs_dilation, strict=True)]
+            window = tuple(
+                slice(first, first + length, stride)
+                for first, length, stride in zip(start, reach, strides, strict=True)
+            )
+            read.append(padded[(slice(None), *window)].reshape(-1, padded.shape[-1]))
+        return read
+
+    def rows(cotangent: jax.Array) -> jax.Array:
+        array = channels_last(cotangent, dimensions.out_spec)
+        return array.reshape(-1, array.shape[-1])
+
+    return _Layer(1, groups, views, rows)
