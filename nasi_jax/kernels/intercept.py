@@ -33,7 +33,8 @@ class Operation(NamedTuple):
 Rule = Callable[[Operation], tuple[Sequence[Any], Any] | None]
 """Maps an operation to its outputs and their label; None leaves it as it is, without a label."""
 
-ENTERED = ("jit", "pjit", "checkpoint", "scan")
+_CHECKPOINT = ("checkpoint", "remat2")  # its name depends on the version of JAX
+ENTERED = ("jit", "pjit", *_CHECKPOINT, "scan")
 """The operations that are functions, whose own operations a rule sees as well."""
 
 
@@ -132,7 +133,7 @@ class _Interpreter:
             closed = params["jaxpr"]
             return self.run(closed.jaxpr, closed.consts, inputs, labels, site)
         none = [None] * len(eqn.outvars)
-        if name == "checkpoint":
+        if name in _CHECKPOINT:
 
             def body(*operands: Any) -> list[Any]:
                 return self.unlabelled(params["jaxpr"], (), operands, labels, site)

@@ -5,11 +5,13 @@ neural-tangents is optional (`pip install 'nasi-jax[ntk]'`), and imported when a
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import importlib.util
 import sys
 import types
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal, get_args
 
 import jax
@@ -22,8 +24,8 @@ from nasi_jax.types import ApplyFn, Params
 Implementation = Literal["jacobian_contraction", "ntk_vector_products"]
 """How neural-tangents computes an empirical NTK, in its own names (its numbers 1 and 2).
 
-`jacobian_contraction` multiplies two dense Jacobians `[B, K, P]`. `ntk_vector_products` goes
-backward and then forward once for each of the `B * K` outputs, and holds no Jacobian.
+`jacobian_contraction` multiplies two dense Jacobians. `ntk_vector_products` takes a unit vector for
+each of the `B * K` outputs to the parameters through one Jacobian and back through the other.
 """
 IMPLEMENTATIONS: tuple[str, ...] = get_args(Implementation)
 
@@ -49,8 +51,7 @@ def neural_tangents_ntk(
     Its other two implementations, `structured_derivatives` and `auto`, fail on today's JAX.
 
     Args:
-      apply_fn: maps `(params, inputs[B, ...])` to outputs `[B, K]`. For `ntk_vector_products` it
-        must be differentiable in forward mode as well.
+      apply_fn: maps `(params, inputs[B, ...])` to outputs `[B, K]`.
       params: parameters that the Jacobians are taken at.
       inputs: `[B, ...]`.
       other: `[B', ...]`; `inputs` if None.
@@ -60,7 +61,8 @@ def neural_tangents_ntk(
       `[B, K, B', K]`.
 
     Raises:
-      ValueError: if `implementation` is not a name in `IMPLEMENTATIONS`.
+      ValueError: if `implementation` is not a name in `IMPLEMENTATIONS`, or the outputs are not
+        `[B, K]`.
       ModuleNotFoundError: if neural-tangents is not installed.
 
     Reference: Novak et al., Fast finite width neural tangent kernel, ICML 2022.
@@ -79,6 +81,8 @@ def neural_tangents_ntk(
         # ntk_vector_products asks for the size of a shape, which JAX will refuse one day.
         warnings.filterwarnings("ignore", "size requires", DeprecationWarning)
         kernel = kernel_fn(inputs, other, params)
+    if kernel.ndim != 4:
+        raise ValueError(f"apply_fn must return [B, K], got shape {kernel.shape[::2]}")
     return jnp.transpose(kernel, (0, 2, 1, 3))
 
 
@@ -104,8 +108,8 @@ def infinite_width_ntk(
 
     and kernel = T_depth. S_l is the covariance of the network's outputs.
 
-    In float32 the error is about 1e-4 of the kernel between equal inputs, where a, the root of a
-    difference that should be 0, is not; elsewhere it is that of the format.
+    In float32 the kernel of an input with itself, or with one nearly parallel, is off by up to
+    1e-3 of its value: their angle a is the root of a rounding error. Float64 has 1e-7 there.
 
     Args:
       depth: number of hidden layers, at least 0.
@@ -134,40 +138,46 @@ def infinite_width_ntk(
 
 
 def _neural_tangents() -> Any:
-    """neural-tangents, imported with the names that it needs and JAX has since removed.
-
-    They are gone again when this returns: release 0.6.5, the last, looks them up only while it is
-    imported.
-    """
     if sys.modules.get("neural_tangents"):
         return sys.modules["neural_tangents"]
-    removed: list[tuple[Any, str, Any]] = [
-        (jax.core, name, getattr(core, name))
-        for name in ("Jaxpr", "JaxprEqn", "Literal", "Primitive", "Var")
-    ]
-    # A key in tables that only its implementation 3 reads.
-    removed.append((ad, "zeros_like_p", object()))
-    # `vars`, because asking for a name that is on its way out warns.
-    missing = [entry for entry in removed if entry[1] not in vars(entry[0])]
-    util = types.ModuleType("jax.util")
-    vars(util).update(safe_map=_safe_map, safe_zip=_safe_zip)
-    no_util = importlib.util.find_spec("jax.util") is None
-    for module, name, value in missing:
-        setattr(module, name, value)
-    if no_util:
-        sys.modules["jax.util"] = util
     try:
-        return importlib.import_module("neural_tangents")
+        with _names_that_jax_removed():
+            return importlib.import_module("neural_tangents")
     except ModuleNotFoundError as error:
         if error.name != "neural_tangents":
             raise
         raise ModuleNotFoundError(
             "neural-tangents is not installed: pip install 'nasi-jax[ntk]'", name=error.name
         ) from error
+
+
+@contextlib.contextmanager
+def _names_that_jax_removed() -> Iterator[None]:
+    """Puts back what is missing of the names that neural-tangents 0.6.5, its last release, needs.
+
+    It looks them up only while it is imported, so JAX is left as it was found.
+    """
+    removed: list[tuple[Any, str, Any]] = [
+        (jax.core, name, getattr(core, name))
+        for name in ("Jaxpr", "JaxprEqn", "Literal", "Primitive", "Var")
+    ]
+    # A key in two tables that only structured_derivatives reads: any object does.
+    removed.append((ad, "zeros_like_p", object()))
+    # `vars`, because to ask a module for a name that it is about to remove is a warning.
+    missing = [entry for entry in removed if entry[1] not in vars(entry[0])]
+    util_missing = importlib.util.find_spec("jax.util") is None
+    for module, name, value in missing:
+        setattr(module, name, value)
+    if util_missing:
+        util = types.ModuleType("jax.util")
+        vars(util).update(safe_map=_safe_map, safe_zip=_safe_zip)
+        sys.modules["jax.util"] = util
+    try:
+        yield
     finally:
         for module, name, _ in missing:
             delattr(module, name)
-        if no_util:
+        if util_missing:
             del sys.modules["jax.util"]
 
 

@@ -12,12 +12,19 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from nasi_jax.kernels.independence import require_independent
 from nasi_jax.kernels.intercept import ENTERED, Operation, Rule, intercept
 from nasi_jax.types import ApplyFn, Params
 
 
 def squared_gradient_norms(
-    apply_fn: ApplyFn, params: Params, inputs: jax.Array, cotangents: jax.Array
+    apply_fn: ApplyFn,
+    params: Params,
+    inputs: jax.Array,
+    cotangents: jax.Array,
+    *,
+    coupled: bool | None = None,
+    chunk_size: int | None = None,
 ) -> jax.Array:
     """||v^T J_b||^2 of every example b and output cotangent v: one number each, J never held.
 
@@ -26,19 +33,30 @@ def squared_gradient_norms(
     cotangents B `[S, O]` of its S output positions, the gradient A^T B, whose squared norm is
     taken at once: as ||A^T B||_F^2 (direct), or as <A A^T, B B^T> (ghost: Goodfellow,
     arXiv:1510.01799; Rochette et al., arXiv:1912.06015) where S (K' + O) < K' O makes that the
-    fewer operations. Kernels in the body of a scan are counted an iteration at a time. All other
+    fewer operations. Kernels in the body of a scan are taken an iteration at a time. All other
     parameters go through their gradients. The result is that of `vmap(grad)`, whatever the
     network; groups, depthwise ones too, are blocks of A^T B.
 
     Args:
-      apply_fn: maps `(params, inputs[B, ...])` to outputs `[B, K]`, each example on its own.
+      apply_fn: maps `(params, inputs[B, ...])` to outputs `[B, K]`.
       params: parameters that the Jacobian is taken at.
       inputs: `[B, ...]`.
       cotangents: `[B, M, K]`, M of them for each example.
+      coupled: whether outputs depend on the other examples of a batch. False: `apply_fn` is
+        called with one example at a time. True: J_b is taken through the whole batch, exactly,
+        with `B M` backward passes of it. None: finds out, and refuses if so.
+      chunk_size: how many examples (of coupled ones: how many backward passes) at a time; all
+        if not given. It bounds the memory.
 
     Returns:
       `[B, M]`.
+
+    Raises:
+      ValueError: if the examples are coupled and `coupled` is not given.
     """
+    require_independent(apply_fn, params, inputs, coupled)
+    if coupled:
+        return _norms_through_the_batch(apply_fn, params, inputs, cotangents, chunk_size)
     leaves, structure = jax.tree.flatten(params)
     kernels = _kernels(apply_fn, structure, leaves, inputs[:1])
     others = {index: leaf for index, leaf in enumerate(leaves) if index not in kernels}
@@ -53,12 +71,41 @@ def squared_gradient_norms(
 
         def norm(cotangent: jax.Array) -> jax.Array:
             of_kernels, gradients = pull(cotangent.astype(outputs.dtype))
-            of_others = (jnp.vdot(gradient, gradient) for gradient in gradients.values())
-            return functools.reduce(jnp.add, of_others, of_kernels)
+            return functools.reduce(jnp.add, map(squared_norm, gradients.values()), of_kernels)
 
         return jax.vmap(norm)(cotangents)
 
-    return jax.vmap(norms)(inputs, cotangents)
+    return _mapped(norms, chunk_size)(inputs, cotangents)
+
+
+def squared_norm(tree: Params) -> jax.Array:
+    """The sum of the squares of all entries of all leaves."""
+    return functools.reduce(jnp.add, (jnp.vdot(leaf, leaf) for leaf in jax.tree.leaves(tree)))
+
+
+def _norms_through_the_batch(
+    apply_fn: ApplyFn,
+    params: Params,
+    inputs: jax.Array,
+    cotangents: jax.Array,
+    chunk_size: int | None,
+) -> jax.Array:
+    size, count, outputs = cotangents.shape
+    like, pull = jax.vjp(lambda params: apply_fn(params, inputs), params)
+
+    def norm(example: jax.Array, cotangent: jax.Array) -> jax.Array:
+        rows = jnp.zeros_like(like).at[example].set(cotangent.astype(like.dtype))
+        return squared_norm(pull(rows)[0])
+
+    examples = jnp.repeat(jnp.arange(size), count)
+    return _mapped(norm, chunk_size)(examples, cotangents.reshape(-1, outputs)).reshape(size, count)
+
+
+def _mapped(function: Callable[..., jax.Array], chunk_size: int | None) -> Callable[..., jax.Array]:
+    """`vmap`, of `chunk_size` at a time."""
+    if chunk_size is None:
+        return jax.vmap(function)
+    return lambda *arrays: lax.map(lambda each: function(*each), arrays, batch_size=chunk_size)
 
 
 class _Shared(NamedTuple):

@@ -1,0 +1,156 @@
+"""The spectrum of a kernel: from its Gram matrix, or by Lanczos iterations without it."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from nasi_jax.types import ApplyFn, Params
+
+
+class Spectrum(NamedTuple):
+    """What the eigenvalues of a kernel say.
+
+    Attributes:
+      eigenvalues: `[N]`, largest first.
+      trace: their sum.
+      largest: the largest.
+      smallest: the smallest.
+      condition_number: largest / smallest; infinite where the smallest is not above 0.
+      effective_rank: exp(-sum p log p) with p the eigenvalues over their sum (Roy and Vetterli,
+        2007): N if all are equal, 1 if one is all.
+    """
+
+    eigenvalues: jax.Array
+    trace: jax.Array
+    largest: jax.Array
+    smallest: jax.Array
+    condition_number: jax.Array
+    effective_rank: jax.Array
+
+
+def spectrum(kernel: jax.Array) -> Spectrum:
+    """All of `Spectrum` from one symmetric matrix.
+
+    Args:
+      kernel: `[N, N]`, or a kernel `[B, K, B, K]` that keeps its outputs, which is a matrix of
+        `N = B K` rows. In float32, eigenvalues below about 1e-6 of the largest are noise.
+
+    Raises:
+      ValueError: if it is not square.
+    """
+    size = round(kernel.size**0.5)
+    if kernel.ndim not in (2, 4) or kernel.shape[: kernel.ndim // 2] * 2 != kernel.shape:
+        raise ValueError(f"a kernel is [N, N] or [B, K, B, K], got shape {kernel.shape}")
+    eigenvalues = jnp.linalg.eigvalsh(kernel.reshape(size, size))[::-1]
+    largest, smallest = eigenvalues[0], eigenvalues[-1]
+    shares = jnp.maximum(eigenvalues, 0) / jnp.sum(jnp.maximum(eigenvalues, 0))
+    entropy = -jnp.sum(jax.scipy.special.xlogy(shares, shares))
+    positive = smallest > 0
+    ratio = largest / jnp.where(positive, smallest, 1)
+    return Spectrum(
+        eigenvalues,
+        jnp.trace(kernel.reshape(size, size)),
+        largest,
+        smallest,
+        jnp.where(positive, ratio, jnp.inf),
+        jnp.exp(entropy),
+    )
+
+
+class LanczosSpectrum(NamedTuple):
+    """An estimated spectrum: eigenvalues with weights, one list for each probe.
+
+    Attributes:
+      nodes: `[num_probes, num_steps]`, Ritz values. Their extremes approach those of the kernel.
+      weights: `[num_probes, num_steps]`, how large a share of the `N` eigenvalues each stands
+        for; they sum to 1 for a probe.
+      size: N.
+    """
+
+    nodes: jax.Array
+    weights: jax.Array
+    size: int
+
+    def sum_of(self, values: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Estimates sum_i g(lambda_i), and its standard error over the probes.
+
+        Args:
+          values: g at `nodes`.
+        """
+        samples = self.size * jnp.sum(self.weights * values, axis=1)
+        count = samples.shape[0]
+        spread = jnp.std(samples, ddof=1) if count > 1 else jnp.full((), jnp.nan, samples.dtype)
+        return jnp.mean(samples), spread / jnp.sqrt(jnp.asarray(count, samples.dtype))
+
+
+def lanczos_spectrum(
+    key: jax.Array,
+    apply_fn: ApplyFn,
+    params: Params,
+    inputs: jax.Array,
+    *,
+    num_steps: int = 32,
+    num_probes: int = 4,
+) -> LanczosSpectrum:
+    """Stochastic Lanczos quadrature of the NTK of a batch, which is never formed.
+
+    A step multiplies by Theta = J J^T: one backward pass and one forward-mode pass of the whole
+    batch, so memory is that of a gradient whatever B and K, and batch statistics are gone
+    through exactly. With full reorthogonalisation. (Golub and Welsch, 1969; Ubaru, Chen and
+    Saad, 2017.)
+
+    Args:
+      key: random key, consumed.
+      apply_fn: maps `(params, inputs[B, ...])` to outputs `[B, K]`.
+      params: parameters that the Jacobian is taken at.
+      inputs: `[B, ...]`.
+      num_steps: Lanczos steps, at most `B K`.
+      num_probes: random starting vectors, of entries -1 and 1.
+
+    Returns:
+      The spectrum of the matrix of `N = B K` rows.
+
+    Raises:
+      ValueError: for numbers out of range.
+    """
+    outputs, pull = jax.vjp(lambda params: apply_fn(params, inputs), params)
+    _, push = jax.linearize(lambda params: apply_fn(params, inputs), params)
+    size = outputs.size
+    if not 1 <= num_steps <= size:
+        raise ValueError(f"num_steps must be from 1 to B K = {size}, got {num_steps}")
+    if num_probes < 1:
+        raise ValueError(f"num_probes must be at least 1, got {num_probes}")
+
+    def multiply(vector: jax.Array) -> jax.Array:
+        return push(pull(vector.reshape(outputs.shape))[0]).reshape(-1)
+
+    def tridiagonal(key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        start = jax.random.rademacher(key, (size,), outputs.dtype)
+        start /= jnp.linalg.norm(start)
+
+        def step(
+            basis: jax.Array, index: jax.Array
+        ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+            vector = multiply(basis[index])
+            diagonal = jnp.vdot(basis[index], vector)
+            # Rows not yet filled are zeros, so this is against all vectors so far; twice, for
+            # once leaves what rounding has put back.
+            for _ in range(2):
+                vector -= basis.T @ (basis @ vector)
+            norm = jnp.linalg.norm(vector)
+            # An exhausted space goes on with zeros.
+            following = jnp.where(norm > 0, vector / jnp.where(norm > 0, norm, 1), 0)
+            return basis.at[index + 1].set(following), (diagonal, norm)
+
+        basis = jnp.zeros((num_steps + 1, size), outputs.dtype).at[0].set(start)
+        _, (diagonal, off) = lax.scan(step, basis, jnp.arange(num_steps))
+        matrix = jnp.diag(diagonal) + jnp.diag(off[:-1], 1) + jnp.diag(off[:-1], -1)
+        nodes, vectors = jnp.linalg.eigh(matrix)
+        return nodes, jnp.square(vectors[0])
+
+    nodes, weights = lax.map(tridiagonal, jax.random.split(key, num_probes))
+    return LanczosSpectrum(nodes, weights, size)
