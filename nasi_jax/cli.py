@@ -8,7 +8,7 @@ import datetime
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
@@ -24,9 +24,11 @@ from rich.progress import (
     SpinnerColumn,
     TextColumn,
 )
+from rich.table import Table
 
-from nasi_jax import experiment
-from nasi_jax.config import SearchConfig
+from nasi_jax import experiment, population
+from nasi_jax.config import ScoreConfig, SearchConfig
+from nasi_jax.correlation import COEFFICIENTS
 from nasi_jax.search import Run
 
 _SECONDS_BETWEEN_LINES = 10.0
@@ -52,7 +54,16 @@ class Search:
         """Runs the search and reports it."""
         if self.resume and self.overwrite:
             raise ValueError("--resume and --overwrite exclude each other")
-        with _progress() as on_progress:
+        with _progress() as report:
+
+            def on_progress(stage: str, steps: int, run: Run | None) -> None:
+                if run is None:
+                    report(stage, steps, 0, 0.0)
+                    return
+                seconds, info = run.step_seconds, run.info
+                figures = f"x {info.trace[-1]:.4g}  nu {info.constraint[-1]:.4g}"
+                report(stage, steps, len(seconds), float(np.mean(seconds)), figures)
+
             result = experiment.search(
                 self.config,
                 self.out,
@@ -75,6 +86,88 @@ class Search:
                 "may turn them"
             )
         print(f"wrote {self.out}/result.json, cells.svg, history.png")
+
+
+@dataclass(frozen=True)
+class Score:
+    """Score architectures at initialization, all through one compiled supernet.
+
+    Writes a csv file with a line for each architecture, and a json file beside it. Every score
+    is better when higher.
+    """
+
+    config: Annotated[ScoreConfig, tyro.conf.arg(name="")] = field(default_factory=ScoreConfig)
+    out: Path = Path("runs/scores.csv")
+    """Output file, a .csv."""
+    resume: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Go on with the scores in the output file, of the same settings."""
+    overwrite: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Replace the output file."""
+
+    def run(self) -> None:
+        """Scores and reports."""
+        if self.resume and self.overwrite:
+            raise ValueError("--resume and --overwrite exclude each other")
+        with _progress() as report:
+            scores = population.score(
+                self.config,
+                self.out,
+                resume=self.resume,
+                overwrite=self.overwrite,
+                on_progress=report,
+            )
+        for name, values in scores.values.items():
+            best = int(np.argmax(values))
+            print(f"best {name}: {values[best]:.6g}  {scores.genotypes[best]}")
+        print(
+            f"{len(scores.genotypes)} architectures of {self.config.space}, {self.config.norm} "
+            f"norm, seed {self.config.seed}: compiled {scores.num_compilations} program in "
+            f"{scores.compile_seconds:.1f} s, scored in {np.sum(scores.seconds):.1f} s"
+        )
+        print(f"wrote {self.out} and {self.out.with_suffix('.json').name}")
+
+
+@dataclass(frozen=True)
+class Compare:
+    """Compare proxies with the exact trace of the NTK over random architectures.
+
+    Prints Pearson's, Spearman's and Kendall's correlation with 95% bootstrap intervals, and
+    writes compare.csv, compare.json and compare.png into the output directory.
+    """
+
+    config: Annotated[ScoreConfig, tyro.conf.arg(name="")] = field(
+        default_factory=lambda: ScoreConfig(norm="frozen", batch_size=8)
+    )
+    out: Path = Path("runs/compare")
+    """Output directory."""
+    overwrite: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Replace the comparison in the output directory."""
+
+    def run(self) -> None:
+        """Compares and reports."""
+        with _progress() as report:
+            result = population.compare(
+                self.config, self.out, overwrite=self.overwrite, on_progress=report
+            )
+        table = Table("proxy", *COEFFICIENTS, title=f"correlation with {result['reference']}")
+        for name, coefficients in result["correlations"].items():
+            cells = [
+                "undefined"
+                if each["value"] is None
+                else f"{each['value']:.3f} [{each['low']:.3f}, {each['high']:.3f}]"
+                for each in coefficients.values()
+            ]
+            table.add_row(name, *cells)
+        Console(width=None if sys.stdout.isatty() else 120).print(table)
+        seconds = result["seconds"]
+        print(
+            f"{result['num_archs']} architectures of {self.config.space}, {result['norm']} norm, "
+            f"seed {self.config.seed}: compiled {result['num_compilations']} program in "
+            f"{seconds['compile']:.1f} s, scored in {seconds['score']:.1f} s"
+        )
+        if result["reference"] != population.REFERENCE:
+            print("the reference is our own exact trace: pip install 'nasi-jax[ntk]' for another")
+        print(f"wrote {self.out}/compare.csv, compare.json, compare.png")
 
 
 @dataclass(frozen=True)
@@ -118,11 +211,13 @@ def main(arguments: list[str] | None = None) -> None:
         _fail("stopped; a search goes on where it was with --resume and the same --out", 130)
 
 
-def _command(arguments: list[str]) -> Search | Show:
+def _command(arguments: list[str]) -> Search | Score | Compare | Show:
     search = Annotated[Search, tyro.conf.subcommand("search", default=_search_default(arguments))]
+    score = Annotated[Score, tyro.conf.subcommand("score")]
+    compare = Annotated[Compare, tyro.conf.subcommand("compare")]
     show = Annotated[Show, tyro.conf.subcommand("show")]
     return tyro.cli(
-        search | show,
+        search | score | compare | show,
         prog="nasi",
         description="Neural architecture search at initialization (NASI), in JAX.",
         args=arguments,
@@ -150,8 +245,8 @@ def _fail(message: str, status: int) -> None:
 
 
 @contextlib.contextmanager
-def _progress() -> Iterator[experiment.OnProgress]:
-    """Shows a search on stderr: a bar on a terminal, a line now and then elsewhere."""
+def _progress() -> Iterator[Callable[..., None]]:
+    """Shows long work on stderr: a bar on a terminal, a line now and then elsewhere."""
     console = Console(stderr=True)
     columns = (
         SpinnerColumn(),
@@ -165,22 +260,17 @@ def _progress() -> Iterator[experiment.OnProgress]:
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         task = progress.add_task("starting", total=None, left="", figures="")
 
-        def on_progress(stage: str, steps: int, run: Run | None) -> None:
+        def report(stage: str, total: int, done: int, seconds: float, figures: str = "") -> None:
             nonlocal printed_stage, printed
-            done, left, figures = 0, "", ""
-            if run is not None:
-                done = len(run.step_seconds)
-                seconds = round((steps - done) * float(np.mean(run.step_seconds)))
-                left = f"{datetime.timedelta(seconds=seconds)} left"
-                info = run.info
-                figures = f"x {info.trace[-1]:.4g}  nu {info.constraint[-1]:.4g}"
+            rest = datetime.timedelta(seconds=round((total - done) * seconds))
+            left = f"{rest} left" if done else ""
             progress.update(
-                task, description=stage, total=steps, completed=done, left=left, figures=figures
+                task, description=stage, total=total, completed=done, left=left, figures=figures
             )
             now = time.monotonic()
             due = stage != printed_stage or now - printed > _SECONDS_BETWEEN_LINES
             if due and not console.is_terminal:
                 printed_stage, printed = stage, now
-                print(f"{stage}  {done}/{steps}  {left}  {figures}".rstrip(), file=sys.stderr)
+                print(f"{stage}  {done}/{total}  {left}  {figures}".rstrip(), file=sys.stderr)
 
-        yield on_progress
+        yield report

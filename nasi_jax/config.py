@@ -59,6 +59,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "temperature": (1e-30, 1e30),
     "radius": (1e-30, 1e30),
     "seed": (0, 2**32 - 1),
+    "num_random": (1, 2**31 - 1),
 }
 
 VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
@@ -148,31 +149,7 @@ class SearchConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            kind, _, optional = str(field.type).partition(" | ")
-            expected, accepts = _KINDS[kind]
-            if not (accepts(value) or (optional and value is None)):
-                raise ValueError(f"{field.name} must be {expected}, got {value!r}")
-        choices = {
-            "variant": tuple(VARIANTS),
-            "labels": LABELS,
-            "constraint_rule": (None, *CONSTRAINT_RULES),
-            "norm": NORM_MODES,
-            "init": INITIALIZERS,
-            "loss": LOSSES,
-            "derivative": (None, *DERIVATIVES),
-        }
-        for name, known in choices.items():
-            value = getattr(self, name)
-            if value not in known:
-                names = ", ".join(filter(None, known))
-                raise ValueError(f"unknown {name} {value!r}; known: {names}")
-        for name, (least, most) in _RANGES.items():
-            value = getattr(self, name)
-            # Written so that NaN is refused.
-            if value is not None and not least <= value <= most:
-                raise ValueError(f"{name} must be from {least} to {most}, got {value}")
+        _check(self)
 
     def resolved(self) -> SearchConfig:
         """The configuration with the variant's value in place of every None that it sets."""
@@ -182,13 +159,93 @@ class SearchConfig:
         return dataclasses.replace(self, **missing)
 
 
-def to_dict(config: SearchConfig) -> dict[str, Any]:
+@dataclass(frozen=True)
+class ScoreConfig:
+    """What the scores of architectures depend on.
+
+    Attributes:
+      space: darts, nasbench201, nasbench1shot1-1, nasbench1shot1-2 or nasbench1shot1-3.
+      genotypes: a file with a genotype as text in each line.
+      num_random: how many different random architectures to score, if there is no such file.
+      proxies: the scores; params and flops are always there.
+      data: digits or gaussian (no download), a path to an .npz with x_train and y_train, or the
+        name of a tensorflow-datasets data set, such as cifar10.
+      labels: true, or random (uniform over the classes).
+      batch_size: examples in the one batch that all architectures see.
+      norm: batch (statistics of the batch), frozen (of a reference batch, constant) or none.
+        Under batch, what needs gradients of single examples takes a backward pass of the whole
+        batch for each.
+      init: he_normal, he_uniform, xavier_normal, lecun_normal or pytorch.
+      ops: the operations on offer, to score in a part of the space.
+      init_channels: channels of the first cells of the supernet.
+      num_cells: cells of the supernet; in the NAS-Bench spaces, cells in each of the 3 stages.
+      image_size: height and width that images are brought to, a multiple of 4.
+      data_dir: where tensorflow-datasets keeps its data sets.
+      seed: seed of everything random.
+
+    Raises:
+      ValueError: for a value that is not accepted; the message says what is.
+    """
+
+    space: str = "nasbench201"
+    genotypes: str | None = None
+    num_random: int = 20
+    proxies: tuple[str, ...] = ("batch_gradient", "grad_norm", "naswot")
+    data: str = "digits"
+    labels: str = "true"
+    batch_size: int = 32
+    norm: str = "batch"
+    init: str = "he_normal"
+    ops: tuple[str, ...] | None = None
+    init_channels: int | None = None
+    num_cells: int | None = None
+    image_size: int = 32
+    data_dir: str | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _check(self)
+
+
+Config = SearchConfig | ScoreConfig
+"""A configuration of one of the commands."""
+
+
+def _check(config: Config) -> None:
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        kind, _, optional = str(field.type).partition(" | ")
+        expected, accepts = _KINDS[kind]
+        if not (accepts(value) or (optional and value is None)):
+            raise ValueError(f"{field.name} must be {expected}, got {value!r}")
+    choices = {
+        "variant": tuple(VARIANTS),
+        "labels": LABELS,
+        "constraint_rule": (None, *CONSTRAINT_RULES),
+        "norm": NORM_MODES,
+        "init": INITIALIZERS,
+        "loss": LOSSES,
+        "derivative": (None, *DERIVATIVES),
+    }
+    names = {field.name for field in dataclasses.fields(config)}
+    for name, known in choices.items():
+        if name in names and (value := getattr(config, name)) not in known:
+            options = ", ".join(filter(None, known))
+            raise ValueError(f"unknown {name} {value!r}; known: {options}")
+    for name, (least, most) in _RANGES.items():
+        value = getattr(config, name) if name in names else None
+        # Written so that NaN is refused.
+        if value is not None and not least <= value <= most:
+            raise ValueError(f"{name} must be from {least} to {most}, got {value}")
+
+
+def to_dict(config: Config) -> dict[str, Any]:
     """The JSON form: every field by its name."""
     return dataclasses.asdict(config)
 
 
 def from_dict(values: Any) -> SearchConfig:
-    """Reads the JSON form.
+    """Reads the JSON form of a search's configuration.
 
     Raises:
       ValueError: for an unknown field or a value that is not accepted.

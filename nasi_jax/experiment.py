@@ -228,7 +228,7 @@ def _checkpoints(
         )
     elif present:
         _check_same(saved_config(out), config)
-    files.write_bytes(out / "config.json", _json(configuration.to_dict(config)).encode())
+    files.write_bytes(out / "config.json", json_text(configuration.to_dict(config)).encode())
     options = ocp.CheckpointManagerOptions(
         max_to_keep=1, enable_async_checkpointing=False, cleanup_tmp_directories=True
     )
@@ -293,16 +293,23 @@ def _result(
             "compile": run.compile_seconds,
             "search": float(np.sum(run.step_seconds)),
         },
+        **provenance(),
+    }
+    if isinstance(genotype, Nasbench101Genotype):
+        result["pruned"] = genotype_to_dict(genotype.prune())
+        result["module_hash"] = genotype.module_hash()
+    return result
+
+
+def provenance() -> dict[str, Any]:
+    """The device and the versions that a result was made with."""
+    return {
         "device": f"{jax.devices()[0].platform}: {jax.devices()[0].device_kind}",
         "versions": {
             "python": platform.python_version(),
             **{name: importlib.metadata.version(name) for name in _PACKAGES},
         },
     }
-    if isinstance(genotype, Nasbench101Genotype):
-        result["pruned"] = genotype_to_dict(genotype.prune())
-        result["module_hash"] = genotype.module_hash()
-    return result
 
 
 def _finite(value: float) -> float | None:
@@ -330,7 +337,7 @@ def _write(out: Path, space: SearchSpace, result: dict[str, Any], run: Run) -> N
     }
     plot.save(plot.draw_history(history, title=title), out / "history.png")
     files.write_bytes(out / "history.csv", _history(space, run).encode())
-    files.write_bytes(out / "result.json", _json(result).encode())
+    files.write_bytes(out / "result.json", json_text(result).encode())
 
 
 def _history(space: SearchSpace, run: Run) -> str:
@@ -364,7 +371,7 @@ def show(text_or_file: str, form: str) -> bytes:
     if form == "text":
         return (genotype.to_text() + "\n").encode()
     if form == "json":
-        return _json(genotype_to_dict(genotype)).encode()
+        return json_text(genotype_to_dict(genotype)).encode()
     return plot.render(plot.draw_genotype(genotype), form)
 
 
@@ -401,5 +408,6 @@ def write(path: Path, content: bytes, *, overwrite: bool) -> None:
         raise ValueError(f"cannot write {path}: {error.strerror}") from error
 
 
-def _json(content: Any) -> str:
+def json_text(content: Any) -> str:
+    """An object as the text of a JSON file."""
     return json.dumps(content, indent=2, allow_nan=False) + "\n"

@@ -201,6 +201,30 @@ def draw_history(history: Mapping[str, np.ndarray], *, title: str | None = None)
     return figure
 
 
+def draw_scatter(
+    truth: tuple[str, np.ndarray], scores: dict[str, np.ndarray], titles: dict[str, str]
+) -> Figure:
+    """Scores of architectures against a true score, a panel each.
+
+    Args:
+      truth: the name and the values `[N]` on the horizontal axes.
+      scores: names and values `[N]` of the vertical axes; logarithmic where all are positive.
+      titles: what stands above the panels.
+    """
+    columns = min(4, len(scores))
+    rows = -(-len(scores) // columns)
+    figure = Figure(figsize=(4 * columns, 3.6 * rows), layout="constrained")
+    panels = np.ravel(np.asarray(figure.subplots(rows, columns, squeeze=False)))
+    for axes, (name, values) in zip(panels, scores.items(), strict=False):
+        axes.plot(truth[1], values, "o", markersize=4, color="#08519c", alpha=0.7)
+        axes.set(xlabel=truth[0], ylabel=name, title=titles[name])
+        axes.set_xscale("log" if np.all(truth[1] > 0) else "linear")
+        axes.set_yscale("log" if np.all(values > 0) else "linear")
+    for axes in panels[len(scores) :]:
+        axes.remove()
+    return figure
+
+
 def render(figure: Figure, kind: str) -> bytes:
     """A figure as the bytes of a file; the same figure gives the same bytes.
 

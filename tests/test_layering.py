@@ -17,8 +17,16 @@ ALLOWED = {
     "search": {"types", "config", "kernels"},
     "data": {"types", "config"},
     "plot": {"types", "config", "cells", "files"},
+    "correlation": set(),
     "experiment": {"types", "files", "config", "kernels", "cells", "search", "data", "plot"},
-    "cli": {"types", "files", "config", "kernels", "cells", "search", "data", "plot", "experiment"},
+    "population": {
+        *("types", "files", "config", "kernels", "cells", "search", "data", "plot"),
+        *("correlation", "experiment"),
+    },
+    "cli": {
+        *("types", "files", "config", "kernels", "cells", "search", "data", "plot"),
+        *("correlation", "experiment", "population"),
+    },
 }
 """What each room may import from the package, besides itself."""
 

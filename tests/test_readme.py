@@ -1,18 +1,20 @@
-"""What the README tells a reader to type works."""
+"""What the README and docs tell a reader to type works."""
 
 import re
 import shlex
 from pathlib import Path
 
+import jax
 import pytest
 
 from nasi_jax import cli, parse_genotype
 
-README = (Path(__file__).parent.parent / "README.md").read_text()
+ROOT = Path(__file__).parent.parent
 
 
-def blocks(language):
-    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+def blocks(language, name="README.md"):
+    text = (ROOT / name).read_text()
+    return re.findall(rf"```{language}\n(.*?)```", text, flags=re.DOTALL)
 
 
 def test_the_python_example_runs(capsys):
@@ -20,6 +22,20 @@ def test_the_python_example_runs(capsys):
     exec(compile(example, "README.md", "exec"), {})
     text = capsys.readouterr().out.split(" ")[0]
     assert parse_genotype(text).to_text() == text
+
+
+KERNELS = blocks("python", "docs/kernels.md")
+
+
+@pytest.mark.parametrize("example", KERNELS, ids=["flax", "equinox", "function"])
+def test_models_of_ones_own(example, capsys):
+    """In about ten lines each, with numbers that are finite and above 0."""
+    lines = [line for line in example.splitlines() if line and not line.startswith("import")]
+    assert len(lines) <= 10
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        exec(compile(example, "docs/kernels.md", "exec"), {})
+    numbers = re.findall(r"[-+\d.]+(?:e[-+]\d+)?", capsys.readouterr().out)
+    assert len(numbers) >= 3 and all(float(number) > 0 for number in numbers)
 
 
 COMMANDS = [

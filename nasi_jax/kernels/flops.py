@@ -1,0 +1,52 @@
+"""The work of a forward pass."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from nasi_jax.kernels.gradient import random_gradient
+from nasi_jax.kernels.intercept import Operation
+from nasi_jax.kernels.layers import at_parameters, multiply_accumulates
+from nasi_jax.kernels.tap import tapped
+from nasi_jax.types import ApplyFn, Batch, Params
+
+
+def flops(key: jax.Array, apply_fn: ApplyFn, params: Params, batch: Batch) -> jax.Array:
+    """Multiply-accumulates of one example's forward pass, which the field calls FLOPs.
+
+    More is better, as a proxy. Counted are dense and convolutional layers whose kernel comes
+    from `params`, grouped and depthwise ones too, once for each iteration of a scan. An addition
+    and a multiplication are one operation. Not counted: biases, normalisation, activations,
+    pools, products of two activations, and layers that the outputs do not depend on, as those of
+    an operation that a supernet's one-hot weights leave out. What a layer costs is known when the
+    function is traced; whether it counts, from a backward pass.
+
+    Args:
+      key: random key, consumed.
+      apply_fn: maps `(params, inputs[B, ...])` to outputs `[B, K]`.
+      params: its parameters.
+      batch: inputs `[B, ...]`; the labels are not read.
+
+    Returns:
+      A float32 scalar, of a relative accuracy of about 1e-7.
+    """
+
+    def outputs_of(zero: jax.Array) -> jax.Array:
+        def replace(operation: Operation) -> list[Any] | None:
+            count = multiply_accumulates(operation)
+            if count is None:
+                return None
+
+            def measure(outputs: jax.Array, cotangent: jax.Array) -> jax.Array:
+                return count * jnp.any(cotangent != 0).astype(jnp.float32)
+
+            (outputs,) = operation.apply(*operation.inputs)
+            return [tapped(measure, zero, outputs)]
+
+        return at_parameters(replace, apply_fn, params, batch.inputs)
+
+    total = random_gradient(key, outputs_of, jnp.zeros((), jnp.float32))
+    return total / batch.inputs.shape[0]

@@ -1,0 +1,71 @@
+"""Where the parameters of any function meet its activations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from nasi_jax.kernels.intercept import ENTERED, Operation, intercept
+from nasi_jax.types import ApplyFn, Params
+
+
+def at_parameters(
+    replace: Callable[[Operation], list[Any] | None],
+    apply_fn: ApplyFn,
+    params: Params,
+    inputs: jax.Array,
+) -> jax.Array:
+    """`apply_fn(params, inputs)` with operations of parameters and activations replaced.
+
+    What is computed from parameters and numbers alone is a parameter here too: a kernel that is
+    reshaped, stacked, sliced or made from others. It is not followed out of a scan or checkpoint.
+
+    Args:
+      replace: maps an operation, with the label True for each operand that is a parameter, to
+        its outputs; None leaves it as it is.
+      apply_fn: maps `(params, inputs[B, ...])` to outputs `[B, K]`.
+      params: its parameters.
+      inputs: `[B, ...]`.
+
+    Returns:
+      The outputs.
+    """
+
+    def rule(operation: Operation) -> Any:
+        if operation.name in ENTERED or not any(operation.labels):
+            return None
+        paired = zip(operation.inputs, operation.labels, strict=True)
+        if all(label or np.ndim(operand) == 0 for operand, label in paired):
+            return operation.apply(*operation.inputs), True
+        outputs = replace(operation)
+        return None if outputs is None else (outputs, None)
+
+    labels = [*[True] * len(jax.tree.leaves(params)), None]
+    outputs: jax.Array = intercept(apply_fn, rule, params, inputs, labels=labels)
+    return outputs
+
+
+def multiply_accumulates(operation: Operation) -> int | None:
+    """Products that a layer adds up, or None if the operation is not a layer.
+
+    A layer is a dense or convolutional operation one operand of which is a parameter. Products
+    with padding, and with the zeros in between of a transposed convolution, are counted.
+    """
+    if len(operation.labels) != 2 or all(operation.labels):
+        return None
+    left, right = (operand.shape for operand in operation.inputs)
+    if operation.name == "dot_general":
+        (contracted, _), (batched, _) = operation.params["dimension_numbers"]
+        right_free = np.prod(right) // np.prod([left[axis] for axis in (*contracted, *batched)])
+        return int(np.prod(left) * right_free)
+    if operation.name in ("dense_conv", "depthwise_conv"):
+        features = right[-1]
+    elif operation.name == "conv_general_dilated":
+        features = right[operation.params["dimension_numbers"].rhs_spec[0]]
+    else:
+        return None
+    (outputs,) = jax.eval_shape(operation.apply, *operation.inputs)
+    return int(outputs.size * (np.prod(right) // features))

@@ -1,0 +1,48 @@
+"""Correlations and their intervals."""
+
+import numpy as np
+import pytest
+
+from nasi_jax.correlation import COEFFICIENTS, correlations
+
+
+def test_values_on_known_pairs():
+    first, second = np.array([1.0, 2.0, 3.0, 4.0]), np.array([1.0, 8.0, 9.0, 7.0])
+    found = correlations(first, second)
+    ranks = np.array([1.0, 3.0, 4.0, 2.0])
+    assert found["pearson"].value == pytest.approx(np.corrcoef(first, second)[0, 1])
+    assert found["spearman"].value == pytest.approx(np.corrcoef(first, ranks)[0, 1])
+    # Of six pairs four are in order.
+    assert found["kendall"].value == pytest.approx((4 - 2) / 6)
+
+
+def test_intervals_cover_the_truth():
+    """Of 60 samples of a Gaussian with correlation 0.6, 57 give or take three binomial errors."""
+    rng = np.random.default_rng(0)
+    covered = 0
+    for _ in range(60):
+        first = rng.normal(size=80)
+        second = 0.6 * first + 0.8 * rng.normal(size=80)
+        found = correlations(first, second, num_resamples=100)["pearson"]
+        assert found.low <= found.value <= found.high
+        covered += found.low < 0.6 < found.high
+    assert 57 - 3 * np.sqrt(60 * 0.95 * 0.05) <= covered <= 60
+
+
+def test_the_seed_decides():
+    rng = np.random.default_rng(1)
+    pairs = rng.normal(size=(2, 20))
+    assert correlations(*pairs, seed=3) == correlations(*pairs, seed=3)
+    assert correlations(*pairs, seed=3) != correlations(*pairs, seed=4)
+
+
+def test_what_is_not_finite_is_left_out():
+    first, second = np.arange(6.0), np.array([0.0, 2.0, 1.0, 3.0, np.inf, np.nan])
+    assert correlations(first, second) == correlations(first[:4], second[:4])
+
+
+@pytest.mark.parametrize("first", [[1.0, 2.0], [1.0, 1.0, 1.0], [np.nan, 1.0, 2.0, np.inf]])
+def test_undefined(first):
+    found = correlations(np.array(first), np.arange(len(first)) * 1.0)
+    assert found.keys() == COEFFICIENTS.keys()
+    assert all(np.isnan(value) for each in found.values() for value in each)

@@ -1,0 +1,213 @@
+"""`nasi score` and `nasi compare`: one compilation, resume, and what they refuse."""
+
+import csv
+import dataclasses
+import json
+import math
+
+import jax
+import numpy as np
+import pytest
+import tiny
+
+from nasi_jax import data, population
+from nasi_jax.cells import search_space
+from nasi_jax.config import ScoreConfig
+from nasi_jax.kernels import PROXIES
+from nasi_jax.search import init_params
+
+CONFIG = ScoreConfig(
+    ops=("none", "skip_connect", "nor_conv_1x1"),
+    norm="frozen",
+    init_channels=2,
+    num_cells=1,
+    image_size=8,
+    batch_size=4,
+    num_random=5,
+    proxies=("grad_norm", "ntk_trace"),
+    seed=2,
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_compilation(tmp_path_factory):
+    with tiny.quick_compilation(tmp_path_factory.getbasetemp() / "compiled"):
+        yield
+
+
+def without_seconds(path):
+    rows = list(csv.DictReader(path.read_text().splitlines()))
+    return [{name: value for name, value in row.items() if name != "seconds"} for row in rows]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    out = tmp_path_factory.mktemp("finished") / "scores.csv"
+    return out, population.score(CONFIG, out)
+
+
+def test_table_and_record(finished):
+    out, scores = finished
+    rows = without_seconds(out)
+    assert [row["genotype"] for row in rows] == list(scores.genotypes)
+    assert list(rows[0]) == ["genotype", "num_params", "flops", "grad_norm", "ntk_trace"]
+    assert len(set(scores.genotypes)) == 5
+    for row, trace in zip(rows, scores.values["ntk_trace"], strict=True):
+        assert float(row["ntk_trace"]) == trace
+    record = json.loads(out.with_suffix(".json").read_text())
+    assert record["num_compilations"] == scores.num_compilations == 1
+    assert record["norm"] == "frozen" and record["config"]["seed"] == 2
+    assert {"device", "versions", "seconds"} <= record.keys()
+
+
+def test_scores_are_those_of_the_networks(finished):
+    _, scores = finished
+    keys = jax.random.split(jax.random.key(CONFIG.seed), 4)
+    space = search_space("nasbench201", ops=CONFIG.ops, init_channels=2, num_cells=1)
+    dataset = data.load("digits", image_size=8, seed=2)
+    batch = dataset.batch(keys[2], 0, 4)
+    genotypes = population.genotypes_of(CONFIG, space)
+    assert tuple(genotype.to_text() for genotype in genotypes) == scores.genotypes
+    supernet = space.supernet(10, norm="frozen")
+    weights = space.one_hot(genotypes[0])
+    params = jax.jit(init_params, static_argnums=1)(keys[0], supernet, batch.inputs, weights)
+    params = space.inherit({"params": params})["params"]
+    for index in (0, 3):
+        network = space.network(genotypes[index], 10, form="search", norm="frozen")
+
+        @jax.jit
+        def expected(params, batch, network=network):
+            _, statistics = network.apply({"params": params}, batch.inputs, mutable=["batch_stats"])
+            return {
+                name: PROXIES[name](
+                    jax.random.key(0),
+                    lambda params, x: network.apply({"params": params, **statistics}, x),
+                    params,
+                    batch,
+                )
+                for name in ("num_params", "flops", "grad_norm")
+            }
+
+        for name, value in expected(params, batch).items():
+            np.testing.assert_allclose(scores.values[name][index], value, rtol=1e-4)
+
+
+def test_killed_and_resumed(finished, tmp_path, monkeypatch):
+    """Killed after two architectures; goes on with them, to the same table."""
+    out, done = tmp_path / "scores.csv", []
+    monkeypatch.setattr(population, "_SECONDS_BETWEEN_WRITES", 0.0)
+
+    def stop(stage, total, count, seconds):
+        if stage == "scoring" and count == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        population.score(CONFIG, out, on_progress=stop)
+    assert len(without_seconds(out)) == 2
+    population.score(
+        CONFIG, out, resume=True, on_progress=lambda stage, total, count, _: done.append(count)
+    )
+    assert done == [0, 3, 4, 5]
+    assert without_seconds(out) == without_seconds(finished[0])
+    scores = population.score(CONFIG, out, resume=True)
+    assert scores.num_compilations == 0
+
+
+def test_one_proxy_changes_nothing_in_another(finished, tmp_path):
+    config = dataclasses.replace(CONFIG, proxies=("naswot", "ntk_trace"), num_random=2)
+    scores = population.score(config, tmp_path / "scores.csv")
+    for name in ("ntk_trace", "num_params"):
+        np.testing.assert_allclose(scores.values[name], finished[1].values[name][:2], rtol=1e-5)
+
+
+def test_genotypes_from_a_file(finished, tmp_path):
+    _, scores = finished
+    listed = tmp_path / "genotypes.txt"
+    listed.write_text("\n".join([scores.genotypes[3], "", scores.genotypes[1]]) + "\n")
+    config = dataclasses.replace(CONFIG, genotypes=str(listed))
+    found = population.score(config, tmp_path / "scores.csv")
+    assert found.genotypes == (scores.genotypes[3], scores.genotypes[1])
+    for name, values in found.values.items():
+        np.testing.assert_allclose(values, scores.values[name][[3, 1]], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("nonsense", "line 2 of .* is no genotype of nasbench201"),
+        ("|a~0|+|a~0|a~1|+|a~0|a~1|a~2|", "line 2 of .* is no genotype of nasbench201"),
+        (search_space("darts").sample(jax.random.key(0)).to_text(), "line 2 .* nasbench201"),
+    ],
+)
+def test_wrong_genotypes(line, message, finished, tmp_path):
+    listed = tmp_path / "genotypes.txt"
+    listed.write_text(finished[1].genotypes[0] + "\n" + line + "\n")
+    with pytest.raises(ValueError, match=message):
+        population.score(
+            dataclasses.replace(CONFIG, genotypes=str(listed)), tmp_path / "scores.csv"
+        )
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"genotypes": "/nowhere"}, "cannot read genotypes from /nowhere"),
+        ({"proxies": ("accuracy",)}, "unknown proxy 'accuracy'; known: batch_gradient"),
+        (
+            {"num_random": 65, "ops": ("none", "skip_connect")},
+            "num_random must be within the size of the space, got 65",
+        ),
+        ({"batch_size": 10**6}, "1000000"),
+    ],
+)
+def test_refusals(change, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        population.score(dataclasses.replace(CONFIG, **change), tmp_path / "scores.csv")
+
+
+def test_files_that_are_there(finished, tmp_path):
+    out = tmp_path / "scores.csv"
+    out.write_bytes(finished[0].read_bytes())
+    with pytest.raises(ValueError, match=r"is there already: continue it with --resume"):
+        population.score(CONFIG, out)
+    with pytest.raises(ValueError, match="cannot resume from"):
+        population.score(CONFIG, out, resume=True)
+    out.with_suffix(".json").write_bytes(finished[0].with_suffix(".json").read_bytes())
+    with pytest.raises(ValueError, match="the scores to resume have seed 2 not 3"):
+        population.score(dataclasses.replace(CONFIG, seed=3), out, resume=True)
+    assert out.read_bytes() == finished[0].read_bytes()
+    with pytest.raises(ValueError, match=r"go to a \.csv file"):
+        population.score(CONFIG, tmp_path / "scores.txt")
+    (tmp_path / "empty.txt").write_text("\n")
+    with pytest.raises(ValueError, match="there is no genotype in"):
+        population.score(
+            dataclasses.replace(CONFIG, genotypes=str(tmp_path / "empty.txt")),
+            tmp_path / "other.csv",
+        )
+
+
+def test_compare(tmp_path, monkeypatch):
+    monkeypatch.setattr(population.importlib.util, "find_spec", lambda name: None)
+    config = dataclasses.replace(CONFIG, proxies=("grad_norm",))
+    result = population.compare(config, tmp_path / "out")
+    assert result["reference"] == "ntk_trace" and result["num_compilations"] == 1
+    assert json.loads((tmp_path / "out" / "compare.json").read_text()) == result
+    rows = without_seconds(tmp_path / "out" / "compare.csv")
+    for proxy in ("num_params", "batch_gradient", "per_example_gradient", "random_cotangent"):
+        found = result["correlations"][proxy]["pearson"]["value"]
+        pairs = [[float(row["ntk_trace"]), float(row[proxy])] for row in rows]
+        expected = np.corrcoef(np.array(pairs).T)[0, 1]
+        assert math.isclose(found, expected, rel_tol=1e-6)
+    assert (tmp_path / "out" / "compare.png").read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(ValueError, match=r"holds a comparison already \(compare.csv\)"):
+        population.compare(config, tmp_path / "out")
+
+
+def test_batch_statistics_are_gone_through(tmp_path):
+    """Under `batch`, the trace is that of the rows of the whole batch."""
+    config = dataclasses.replace(CONFIG, norm="batch", batch_size=2, num_random=2)
+    scores = population.score(config, tmp_path / "scores.csv")
+    other = dataclasses.replace(config, norm="frozen")
+    frozen = population.score(other, tmp_path / "frozen.csv")
+    assert np.all(scores.values["ntk_trace"] > 0)
+    assert not np.allclose(scores.values["ntk_trace"], frozen.values["ntk_trace"], rtol=0.01)
