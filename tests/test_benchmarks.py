@@ -17,3 +17,22 @@ def test_agnosticism(tmp_path):
     for figure in record["correlations"].values():
         assert figure["low"] <= figure["pearson"] <= figure["high"]
     assert (tmp_path / "agnosticism.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_estimators(tmp_path):
+    command = [sys.executable, BENCHMARKS / "estimators.py", "--smoke", "--out", tmp_path]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    rows = json.loads((tmp_path / "estimators.json").read_text())["rows"]
+    assert done.stdout.count("\n") == 2 + len(rows)
+    assert all(len(row["seconds"]) == 2 for row in rows)
+    traces = {row["quantity"]: row["trace"] for row in rows}
+    assert 0 < traces["batch_gradient"] <= 4 * traces["per_example_gradient"]
+    assert traces["per_example_gradient"] <= traces["ntk_trace"]
+
+
+def test_norm_modes(tmp_path):
+    command = [sys.executable, BENCHMARKS / "norm_modes.py", "--smoke", "--out", tmp_path]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.count("Kendall") == 3
+    record = json.loads((tmp_path / "norm_modes.json").read_text())
+    assert all(len(values) == 4 for values in record["traces"].values())

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -453,3 +454,54 @@ def test_a_reader_that_has_gone_is_no_error():
     )
     os.close(write)
     assert (process.returncode, process.stderr) == (0, "")
+
+
+POPULATION = shlex.split(
+    "--ops skip_connect avg_pool_3x3 nor_conv_1x1 --init-channels 2 --num-cells 1 --image-size 8 "
+    "--batch-size 4 --num-random 4 --seed 2 --proxies grad_norm"
+)
+
+
+def test_score(tmp_path, capsys):
+    out = tmp_path / "new" / "scores.csv"
+    main(["score", *POPULATION, "--out", str(out)])
+    captured = capsys.readouterr()
+    *best, summary, wrote = captured.out.splitlines()
+    assert [line.split(":")[0] for line in best] == [
+        "best num_params",
+        "best flops",
+        "best grad_norm",
+    ]
+    assert summary.startswith(
+        "4 architectures of nasbench201, batch norm, seed 2: compiled 1 program in "
+    )
+    assert wrote == f"wrote {out} and scores.json"
+    assert captured.err.startswith("compiling  0/4\nscoring  1/4  0:00:0")
+    assert len(out.read_text().splitlines()) == 5
+
+
+def test_compare(tmp_path, capsys):
+    main(["compare", *POPULATION, "--out", str(tmp_path / "out")])
+    out = capsys.readouterr().out
+    for text in ("correlation with", "kendall", "batch_gradient", "grad_norm", "frozen norm"):
+        assert text in out
+    assert "compiled 1 program in" in out
+    assert {"compare.csv", "compare.json", "compare.png"} == set(os.listdir(tmp_path / "out"))
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("score --proxies accuracy", "unknown proxy 'accuracy'; known: batch_gradient, "),
+        ("score --num-random 0", "num_random must be from 1 to 2147483647, got 0"),
+        ("score --genotypes nowhere", "cannot read genotypes from nowhere: "),
+        ("score --norm layer", "unknown norm 'layer'; known: batch, frozen, none"),
+        ("score --resume --overwrite", "--resume and --overwrite exclude each other"),
+        ("score --space nasbench", "unknown space 'nasbench'; known: darts, "),
+        ("compare --proxies accuracy", "unknown proxy 'accuracy'; known: batch_gradient, "),
+        ("compare --data nowhere.npz", "there is no file nowhere.npz; data sets without a file"),
+    ],
+)
+def test_wrong_populations_are_refused(tmp_path, refused, flags, message):
+    verb, *rest = flags.split()
+    assert message in refused(verb, *rest, "--out", tmp_path / "out" / "scores.csv")

@@ -317,7 +317,7 @@ def many_layers(params, inputs):
     kernels = jnp.stack([0.5 * params["cells"][name] for name in "abc"])
     states, _ = lax.scan(jax.checkpoint(cell), states, kernels)
     states = depthwise_conv(states, jnp.ones((3, 3, 1, 4), states.dtype))  # a pool: no layer
-    features = jnp.einsum("bhwc,cwk->bhk", states, params["rows"])
+    features = jnp.sum(jnp.einsum("bhwc,cwk->bhwk", states, params["rows"]), axis=2)
     gram = jnp.einsum("bhk,bjk->bhj", features, features)  # of activations: no layer
     return jnp.sum(gram, axis=1) @ params["head"] + 0 * jnp.sum(inputs) * params["unused"][:1, :3]
 
