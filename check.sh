@@ -5,4 +5,6 @@ cd "$(dirname "$0")"
 ruff format --check .
 ruff check .
 mypy
-if [ "${1:-}" = --slow ]; then pytest -m "slow or not slow"; else pytest; fi
+# Two processes, each of which takes whole files: fixtures of a file are made once.
+if [ "${1:-}" = --slow ]; then marks=(-m "slow or not slow"); else marks=(); fi
+pytest --numprocesses 2 --dist loadfile "${marks[@]}"

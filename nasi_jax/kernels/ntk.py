@@ -140,7 +140,7 @@ def _flat(leaves: list[jax.Array]) -> list[jax.Array]:
 
 def _products(rows: list[jax.Array], columns: list[jax.Array], *, over_outputs: bool) -> jax.Array:
     """sum_l <rows_l, columns_l>, `[R, M, C, M]`; with the outputs summed over, `[R, 1, C, 1]`."""
-    wide = jnp.promote_types(rows[0].dtype, jax.dtypes.canonicalize_dtype(jnp.float64))
+    wide = jax.dtypes.canonicalize_dtype(jnp.float64)
     equation = "rmp,cmp->rc" if over_outputs else "rmp,cnp->rmcn"
     total = error = jnp.zeros((), wide)
     for left, right in zip(rows, columns, strict=True):

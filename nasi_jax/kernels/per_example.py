@@ -32,10 +32,11 @@ def squared_gradient_norms(
     dense or convolutional layer that is read once has, with its patches A `[S, K']` and the
     cotangents B `[S, O]` of its S output positions, the gradient A^T B, whose squared norm is
     taken at once: as ||A^T B||_F^2 (direct), or as <A A^T, B B^T> (ghost: Goodfellow,
-    arXiv:1510.01799; Rochette et al., arXiv:1912.06015) where S (K' + O) < K' O makes that the
-    fewer operations. Kernels in the body of a scan are taken an iteration at a time. All other
-    parameters go through their gradients. The result is that of `vmap(grad)`, whatever the
-    network; groups, depthwise ones too, are blocks of A^T B.
+    arXiv:1510.01799; Rochette et al., arXiv:1912.06015) where that is the fewer operations,
+    S (K' / M + O) < K' O, as A A^T serves all M cotangents of an example. Kernels in the body of
+    a scan are taken an iteration at a time. All other parameters go through their gradients. The
+    result is that of `vmap(grad)`, whatever the network; groups, depthwise ones too, are blocks
+    of A^T B.
 
     Args:
       apply_fn: maps `(params, inputs[B, ...])` to outputs `[B, K]`.
@@ -60,11 +61,12 @@ def squared_gradient_norms(
     leaves, structure = jax.tree.flatten(params)
     kernels = _kernels(apply_fn, structure, leaves, inputs[:1])
     others = {index: leaf for index, leaf in enumerate(leaves) if index not in kernels}
+    count = cotangents.shape[1]
 
     def norms(inputs: jax.Array, cotangents: jax.Array) -> jax.Array:
         def outputs_of(tap: jax.Array, others: dict[int, jax.Array]) -> jax.Array:
             merged = [others.get(index, leaf) for index, leaf in enumerate(leaves)]
-            rule = functools.partial(_tap, tap, kernels)
+            rule = functools.partial(_tap, tap, kernels, count)
             return _labelled(rule, apply_fn, structure, merged, inputs[None])[0]
 
         outputs, pull = jax.vjp(outputs_of, jnp.zeros((), cotangents.dtype), others)
@@ -183,17 +185,26 @@ def _kernels(
     return {leaf for leaf, found in sites.items() if len(found) == 1} - others
 
 
-def _tap(tap: jax.Array, kernels: set[int], operation: Operation) -> Any:
-    """The rule for a zero at every layer whose cotangent is the squared norm."""
+def _tap(tap: jax.Array, kernels: set[int], count: int, operation: Operation) -> Any:
+    """The rule for a zero at every layer whose cotangent is the squared norm.
+
+    Args:
+      tap: the zero.
+      kernels: which parameters are kernels.
+      count: cotangents of each example.
+      operation: see `intercept`.
+    """
     view = _view(operation)
     layer = None if view else _layer(operation)
     if layer is None or operation.labels[layer.kernel] not in kernels:
         return view
     kernel, activations = operation.inputs[layer.kernel], operation.inputs[1 - layer.kernel]
-    return [_tapped(layer, operation.apply)(tap, activations, kernel)], None
+    return [_tapped(layer, operation.apply, count)(tap, activations, kernel)], None
 
 
-def _tapped(layer: _Layer, apply: Callable[..., list[jax.Array]]) -> Callable[..., jax.Array]:
+def _tapped(
+    layer: _Layer, apply: Callable[..., list[jax.Array]], count: int
+) -> Callable[..., jax.Array]:
     def linear(activations: jax.Array, kernel: jax.Array) -> jax.Array:
         operands = (activations, kernel) if layer.kernel == 1 else (kernel, activations)
         return apply(*operands)[0]
@@ -208,21 +219,23 @@ def _tapped(layer: _Layer, apply: Callable[..., list[jax.Array]]) -> Callable[..
     def backward(kept: Any, cotangent: jax.Array) -> Any:
         activations, kernel = kept
         transposed = jax.linear_transpose(lambda array: linear(array, kernel), activations)
-        norm = _squared_norm(layer, activations, cotangent)
+        norm = _squared_norm(layer, count, activations, cotangent)
         return norm, transposed(cotangent)[0], None
 
     op.defvjp(forward, backward)
     return op
 
 
-def _squared_norm(layer: _Layer, activations: jax.Array, cotangent: jax.Array) -> jax.Array:
+def _squared_norm(
+    layer: _Layer, count: int, activations: jax.Array, cotangent: jax.Array
+) -> jax.Array:
     """||A^T B||_F^2, block by block."""
     views, rows = layer.views(activations), layer.rows(cotangent)
     positions, features = rows.shape
     if layer.groups == 1:
         patches = jnp.concatenate(views, axis=1)
         width = patches.shape[1]
-        if positions * (width + features) < width * features:
+        if positions * (width / count + features) < width * features:
             return jnp.vdot(patches @ patches.T, rows @ rows.T)
         product = patches.T @ rows
         return jnp.vdot(product, product)
