@@ -13,7 +13,6 @@ and writes agnosticism.json and agnosticism.png.
 from __future__ import annotations
 
 import json
-import platform
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,12 +21,20 @@ from typing import Any, cast
 import jax
 import numpy as np
 import tyro
-from matplotlib.figure import Figure
 from rich.console import Console
 from rich.progress import track
-from scipy import stats
 
-from nasi_jax import batch_gradient, data, files, init_params, plot, score_fn, search_space
+from nasi_jax import (
+    batch_gradient,
+    correlations,
+    data,
+    files,
+    init_params,
+    plot,
+    score_fn,
+    search_space,
+)
+from nasi_jax.experiment import provenance
 from nasi_jax.types import NormMode
 
 TRUTH = "real images, true labels"
@@ -90,37 +97,6 @@ def scores_of(config: Config) -> dict[str, np.ndarray]:
     return results
 
 
-def correlation(first: np.ndarray, second: np.ndarray, seed: int) -> dict[str, float]:
-    """Pearson's r with its 95% bootstrap interval, and Spearman's rho."""
-    interval = stats.bootstrap(
-        (first, second),
-        lambda x, y: stats.pearsonr(x, y).statistic,
-        paired=True,
-        vectorized=False,
-        method="percentile",
-        rng=np.random.default_rng(seed),
-    ).confidence_interval
-    return {
-        "pearson": float(stats.pearsonr(first, second).statistic),
-        "low": float(interval.low),
-        "high": float(interval.high),
-        "spearman": float(stats.spearmanr(first, second).statistic),
-    }
-
-
-def draw(scores: dict[str, np.ndarray], figures: dict[str, dict[str, float]]) -> Figure:
-    """A scatter a setting, against the true labels on the real images."""
-    (reference, truth), *others = scores.items()
-    figure = Figure(figsize=(4.5 * len(others), 4), layout="constrained")
-    for axes, (name, values) in zip(
-        np.atleast_1d(figure.subplots(1, len(others))), others, strict=True
-    ):
-        axes.loglog(truth, values, "o", markersize=4, color="#08519c", alpha=0.7)
-        axes.set(xlabel=f"x: {reference}", ylabel=f"x: {name}")
-        axes.set_title(f"Pearson {figures[name]['pearson']:.3f}")
-    return figure
-
-
 def main() -> None:
     """Runs the study."""
     config = tyro.cli(Config, description=__doc__)
@@ -129,23 +105,29 @@ def main() -> None:
     begin = time.perf_counter()
     scores = scores_of(config)
     truth = scores[TRUTH]
-    figures = {name: correlation(truth, scores[name], config.seed) for name in SETTINGS}
+    figures = {name: correlations(truth, scores[name], seed=config.seed) for name in SETTINGS}
     for name, figure in figures.items():
-        print(
-            f"{name}: Pearson {figure['pearson']:.3f} [{figure['low']:.3f}, {figure['high']:.3f}], "
-            f"Spearman {figure['spearman']:.3f} against true labels on real images"
+        found = ", ".join(
+            f"{each.title()} {value.value:.3f} [{value.low:.3f}, {value.high:.3f}]"
+            for each, value in figure.items()
         )
+        print(f"{name} against true labels on real images: {found}")
     record = {
         "config": {**asdict(config), "out": str(config.out), "data": Path(config.data).name},
-        "correlations": figures,
+        "correlations": {
+            name: {each: value._asdict() for each, value in figure.items()}
+            for name, figure in figures.items()
+        },
         "scores": {name: list(map(float, values)) for name, values in scores.items()},
         "seconds": time.perf_counter() - begin,
-        "device": jax.devices()[0].device_kind,
-        "versions": {"python": platform.python_version(), "jax": jax.__version__},
+        **provenance(),
     }
     config.out.mkdir(parents=True, exist_ok=True)
     files.write_bytes(config.out / "agnosticism.json", json.dumps(record, indent=2).encode())
-    plot.save(draw(scores, figures), config.out / "agnosticism.png")
+    titles = {name: f"Pearson {figure['pearson'].value:.3f}" for name, figure in figures.items()}
+    others = {name: scores[name] for name in SETTINGS}
+    picture = plot.draw_scatter((f"x: {TRUTH}", truth), others, titles)
+    plot.save(picture, config.out / "agnosticism.png")
 
 
 if __name__ == "__main__":

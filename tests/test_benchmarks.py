@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
 
@@ -15,7 +17,8 @@ def test_agnosticism(tmp_path):
     record = json.loads((tmp_path / "agnosticism.json").read_text())
     assert {len(values) for values in record["scores"].values()} == {8}
     for figure in record["correlations"].values():
-        assert figure["low"] <= figure["pearson"] <= figure["high"]
+        pearson = figure["pearson"]
+        assert pearson["low"] <= pearson["value"] <= pearson["high"]
     assert (tmp_path / "agnosticism.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -36,3 +39,15 @@ def test_norm_modes(tmp_path):
     assert done.stdout.count("Kendall") == 3
     record = json.loads((tmp_path / "norm_modes.json").read_text())
     assert all(len(values) == 4 for values in record["traces"].values())
+
+
+def test_proposition1(tmp_path):
+    command = [sys.executable, BENCHMARKS / "proposition1.py", "--smoke", "--out", tmp_path]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.count("bound held") == 2
+    record = json.loads((tmp_path / "proposition1.json").read_text())
+    for runs in record["runs"].values():
+        assert len(runs) == 2
+        assert all(len(run["actual"]) == len(run["predicted"]) == 21 for run in runs)
+        assert all(run["actual"][0] == pytest.approx(run["predicted"][0]) for run in runs)
+    assert (tmp_path / "proposition1.png").read_bytes().startswith(b"\x89PNG")
