@@ -140,14 +140,22 @@ class Compare:
     )
     out: Path = Path("runs/compare")
     """Output directory."""
+    resume: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Go on with the comparison in the output directory, of the same settings."""
     overwrite: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Replace the comparison in the output directory."""
 
     def run(self) -> None:
         """Compares and reports."""
+        if self.resume and self.overwrite:
+            raise ValueError("--resume and --overwrite exclude each other")
         with _progress() as report:
             result = population.compare(
-                self.config, self.out, overwrite=self.overwrite, on_progress=report
+                self.config,
+                self.out,
+                resume=self.resume,
+                overwrite=self.overwrite,
+                on_progress=report,
             )
         table = Table("proxy", *COEFFICIENTS, title=f"correlation with {result['reference']}")
         for name, coefficients in result["correlations"].items():
@@ -208,7 +216,7 @@ def main(arguments: list[str] | None = None) -> None:
     except (FloatingPointError, OSError, MemoryError, jax.errors.JaxRuntimeError) as error:
         _fail(str(error) or type(error).__name__, 1)
     except KeyboardInterrupt:
-        _fail("stopped; a search goes on where it was with --resume and the same --out", 130)
+        _fail("stopped; it goes on where it was with --resume and the same --out", 130)
 
 
 def _command(arguments: list[str]) -> Search | Score | Compare | Show:

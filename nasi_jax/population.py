@@ -10,7 +10,7 @@ import json
 import math
 import time
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -22,7 +22,7 @@ from nasi_jax import config as configuration
 from nasi_jax import data, files, plot
 from nasi_jax.cells import parse_genotype, search_space
 from nasi_jax.config import ScoreConfig
-from nasi_jax.correlation import Correlation, correlations
+from nasi_jax.correlation import COEFFICIENTS, Correlation, correlations
 from nasi_jax.experiment import json_text, provenance
 from nasi_jax.kernels import PER_EXAMPLE, PROXIES
 from nasi_jax.kernels.neural_tangents import neural_tangents_ntk
@@ -37,8 +37,6 @@ REFERENCE = "neural_tangents_trace"
 
 COMPARED = ("ntk_trace", "batch_gradient", "per_example_gradient", "random_cotangent")
 """What a comparison has besides what is asked for: our exact trace, and its estimates."""
-
-COMPARISON_FILES = ("compare.csv", "compare.json", "compare.png")
 
 OnProgress = Callable[[str, int, int, float], None]
 """Called with what is going on, how many architectures, how many are done, and seconds each."""
@@ -88,24 +86,15 @@ def score(
     """
     if out.suffix != ".csv":
         raise ValueError(f"the scores go to a .csv file, got {out}")
-    record = out.with_suffix(".json")
-    known = _known(out, record, config, resume, overwrite)
-
-    def write(scores: Scores) -> None:
-        files.write_bytes(record, json_text(_record(config, scores)).encode())
-        files.write_bytes(out, _table(scores).encode())
-
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        return _scores(config, _proxies(config, config.proxies), known, write, on_progress)
-    except OSError as error:
-        raise ValueError(f"cannot write {out}: {error.strerror}") from error
+    proxies = _proxies(config, config.proxies)
+    return _scored(config, proxies, out, resume, overwrite, on_progress)
 
 
 def compare(
     config: ScoreConfig,
     out: Path,
     *,
+    resume: bool = False,
     overwrite: bool = False,
     on_progress: OnProgress = lambda stage, total, done, seconds: None,
 ) -> dict[str, Any]:
@@ -117,7 +106,8 @@ def compare(
     Args:
       config: the configuration. The exact trace keeps a Jacobian of the whole batch in
         neural-tangents, so the batch should be small.
-      out: the directory for `COMPARISON_FILES`.
+      out: the directory for compare.csv, compare.json and compare.png.
+      resume: whether to go on with the comparison in the directory, if there is one.
       overwrite: whether to replace what an earlier comparison left there.
       on_progress: called as it goes on.
 
@@ -126,24 +116,14 @@ def compare(
 
     Raises:
       ValueError: for a wrong configuration, data that cannot be used, or a directory that holds
-        a comparison already.
+        a comparison already, or one of something else.
     """
-    present = [name for name in COMPARISON_FILES if (out / name).exists()]
-    if present and not overwrite:
-        raise ValueError(
-            f"the directory {out} holds a comparison already ({present[0]}): replace it with "
-            "--overwrite, or name another directory"
-        )
     names = tuple(dict.fromkeys((*COMPARED, *config.proxies)))
     proxies = _proxies(config, names)
     installed = importlib.util.find_spec("neural_tangents") is not None
     if installed:
         proxies = {REFERENCE: _neural_tangents_trace, **proxies}
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"cannot use {out} as a directory: {error.strerror}") from error
-    scores = _scores(config, proxies, {}, lambda scores: None, on_progress)
+    scores = _scored(config, proxies, out / "compare.csv", resume, overwrite, on_progress)
     on_progress("comparing", len(scores.genotypes), len(scores.genotypes), 0.0)
     reference = REFERENCE if installed else "ntk_trace"
     found = {
@@ -163,7 +143,6 @@ def compare(
     truth = (reference.replace("_", " "), scores.values[reference])
     figure = plot.draw_scatter(truth, {name: scores.values[name] for name in found}, titles)
     plot.save(figure, out / "compare.png")
-    files.write_bytes(out / "compare.csv", _table(scores).encode())
     files.write_bytes(out / "compare.json", json_text(result).encode())
     return result
 
@@ -228,6 +207,29 @@ def _neural_tangents_trace(
 ) -> jax.Array:
     del key
     return jnp.einsum("bkbk->", neural_tangents_ntk(apply_fn, params, batch.inputs))
+
+
+def _scored(
+    config: ScoreConfig,
+    proxies: Mapping[str, ProxyFn],
+    out: Path,
+    resume: bool,
+    overwrite: bool,
+    on_progress: OnProgress,
+) -> Scores:
+    """Scores into a csv file and a json file of the same name, as they come."""
+    record = out.with_suffix(".json")
+    known = _known(out, record, config, proxies, resume, overwrite)
+
+    def write(scores: Scores) -> None:
+        files.write_bytes(record, json_text(_record(config, scores)).encode())
+        files.write_bytes(out, _table(scores).encode())
+
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        return _scores(config, proxies, known, write, on_progress)
+    except OSError as error:
+        raise ValueError(f"cannot write {out}: {error.strerror}") from error
 
 
 def _scores(
@@ -337,7 +339,12 @@ def _record(config: ScoreConfig, scores: Scores) -> dict[str, Any]:
 
 
 def _known(
-    out: Path, record: Path, config: ScoreConfig, resume: bool, overwrite: bool
+    out: Path,
+    record: Path,
+    config: ScoreConfig,
+    proxies: Iterable[str],
+    resume: bool,
+    overwrite: bool,
 ) -> dict[str, dict[str, float]]:
     """The rows of an earlier run of the same configuration, by genotype."""
     if overwrite or not out.exists():
@@ -351,7 +358,7 @@ def _known(
         saved = json.loads(record.read_text())["config"]
         rows = list(csv.DictReader(out.read_text().splitlines()))
         known = {
-            row["genotype"]: {name: float(row[name]) for name in row if name != "genotype"}
+            row["genotype"]: {name: float(row[name]) for name in (*proxies, "seconds")}
             for row in rows
         }
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
@@ -368,9 +375,8 @@ def _known(
 
 
 def _title(coefficients: Mapping[str, Correlation]) -> str:
-    return "  ".join(
-        f"{name[0].upper()}{name[1:3]} {value.value:.2f}" for name, value in coefficients.items()
-    )
+    r, rho, tau = (coefficients[name].value for name in COEFFICIENTS)
+    return rf"$r$ {r:.2f}   $\rho$ {rho:.2f}   $\tau$ {tau:.2f}"
 
 
 def _finite(values: Mapping[str, float]) -> dict[str, float | None]:

@@ -324,7 +324,7 @@ def test_an_interrupted_search_can_go_on(finished, tmp_path, capsys):
     assert process.returncode == 130
     assert out == ""
     assert err == (
-        "nasi: error: stopped; a search goes on where it was with --resume and the same --out\n"
+        "nasi: error: stopped; it goes on where it was with --resume and the same --out\n"
     )
     assert not (tmp_path / "result.json").exists()
     assert os.listdir(tmp_path / "checkpoint") == ["1"]

@@ -199,8 +199,11 @@ def test_compare(tmp_path, monkeypatch):
         expected = np.corrcoef(np.array(pairs).T)[0, 1]
         assert math.isclose(found, expected, rel_tol=1e-6)
     assert (tmp_path / "out" / "compare.png").read_bytes().startswith(b"\x89PNG")
-    with pytest.raises(ValueError, match=r"holds a comparison already \(compare.csv\)"):
+    with pytest.raises(ValueError, match=r"compare.csv is there already: continue it with"):
         population.compare(config, tmp_path / "out")
+    again = population.compare(config, tmp_path / "out", resume=True)
+    assert again["num_compilations"] == 0
+    assert again["correlations"] == result["correlations"]
 
 
 def test_batch_statistics_are_gone_through(tmp_path):
