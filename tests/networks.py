@@ -76,8 +76,9 @@ def depthwise(params, x):
 
 
 def grouped(params, x):
-    wide = jnp.concatenate([x, jnp.sin(x)], axis=3)
-    return head(params, jnp.tanh(lax_conv(wide, params["w"], groups=2, dilation=2)))
+    """Four groups of two channels."""
+    wide = jnp.concatenate([x, jnp.sin(x), jnp.cos(x), x * x], axis=3)
+    return head(params, jnp.tanh(lax_conv(wide, params["w"], groups=4, dilation=2)))
 
 
 def own(params, x):

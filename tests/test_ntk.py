@@ -11,7 +11,9 @@ from networks import INDEPENDENT, batch_normalised, inputs, jacobian, params
 
 from nasi_jax.kernels import (
     batch_gradient,
+    condition_number,
     examples_are_coupled,
+    hnas,
     lanczos_spectrum,
     ntk,
     ntk_trace,
@@ -250,6 +252,20 @@ def test_lanczos():
             jax.random.key(0), function, params(), inputs(), num_steps=2, num_probes=1
         ).sum_of(jnp.ones((1, 2)))[1]
     )
+
+
+@pytest.mark.parametrize("name", ["own", "batch_normalised"])
+def test_condition_numbers(name):
+    """Of TE-NAS, whose rows are gradients of summed logits, and of HNAS, with the label's."""
+    rows = jacobian(NETWORKS[name], params(), inputs())
+    eigenvalues = np.linalg.svd(rows.sum(axis=1), compute_uv=False) ** 2
+    found = proxy(condition_number, NETWORKS[name], coupled=coupled(name))
+    np.testing.assert_allclose(found, -eigenvalues[0] / eigenvalues[-1], rtol=1e-7)
+    eigenvalues = np.linalg.svd(rows[np.arange(3), LABELS], compute_uv=False) ** 2
+    mean = np.mean(eigenvalues)
+    expected = -(0.3 * abs(mean - 2.0**2) + eigenvalues[0] / eigenvalues[-1] / np.sqrt(mean))
+    found = proxy(hnas, NETWORKS[name], mu=0.3, nu=2.0, coupled=coupled(name), chunk_size=2)
+    np.testing.assert_allclose(found, expected, rtol=1e-7)
 
 
 def test_spectrum_of_known_matrices():
