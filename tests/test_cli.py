@@ -397,7 +397,7 @@ def test_show_refuses_what_cannot_be_written(refused, tmp_path):
 @pytest.mark.parametrize(
     "text",
     [
-        *["", " ", "a\0b", "nowhere.json", "runs/search", "n" * 5000, "|" * 100_000],
+        *["", " ", "a\0b", "nowhere.json", "no/such/file", "n" * 5000, "|" * 100_000],
         *["|none~0|", NASBENCH201.replace("none~1", "none~2"), NASBENCH201 + "|"],
         *[NASBENCH201.replace("avg_pool_3x3", "avg_pool"), NASBENCH201.replace("+", "")],
         *["Genotype(", "Genotype()", "Genotype(normal=[], normal_concat=[], reduce=[])"],
