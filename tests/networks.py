@@ -157,13 +157,14 @@ def scanned_with_own(params, x):
 
 
 def carried(params, x):
-    """A kernel that is carried through a loop, and comes out of it."""
+    """A kernel of a layer that a loop carries as well, and that comes out of it."""
 
     def body(carry, _):
         y, w = carry
         return (jnp.tanh(y), w), w
 
-    (y, w), copies = lax.scan(body, (lax_conv(x, params["w"]), params["square"]), None, 2)
+    y = jnp.tanh(lax_conv(lax_conv(x, params["w"]), params["square"]))
+    (y, w), copies = lax.scan(body, (y, params["square"]), None, 2)
     return head(params, jnp.tanh(lax_conv(y, w) + lax_conv(y, copies[0])))
 
 
