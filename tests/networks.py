@@ -161,7 +161,7 @@ def carried(params, x):
 
     def body(carry, _):
         y, w = carry
-        return (jnp.tanh(y), w), w
+        return (jnp.tanh(y), -w), w
 
     y = jnp.tanh(lax_conv(lax_conv(x, params["w"]), params["square"]))
     (y, w), copies = lax.scan(body, (y, params["square"]), None, 2)
