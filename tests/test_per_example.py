@@ -8,7 +8,7 @@ from helpers import FAST, random_like
 from networks import INDEPENDENT, batch_normalised, cotangents, inputs, jacobian, params
 
 from nasi_jax.cells import search_space
-from nasi_jax.kernels import squared_gradient_norms
+from nasi_jax.kernels import ntk, squared_gradient_norms
 from nasi_jax.kernels.per_example import _kernels
 
 pytestmark = pytest.mark.usefixtures("x64")
@@ -158,3 +158,10 @@ def test_cells(name, relaxed):
         jax.jit(function, compiler_options=FAST)(params) for function in (compute, directly)
     )
     np.testing.assert_allclose(norms[:, 0], expected, rtol=1e-9)
+    if not relaxed:
+        rows = jacobian(function, params, inputs)
+        dense = np.einsum("bkp,clp->bkcl", rows, rows)
+        kernel = jax.jit(
+            lambda params: ntk(function, params, inputs, coupled=False), compiler_options=FAST
+        )(params)
+        np.testing.assert_allclose(kernel, dense, rtol=1e-9, atol=1e-9 * np.max(dense))
