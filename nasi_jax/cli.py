@@ -52,8 +52,7 @@ class Search:
 
     def run(self) -> None:
         """Runs the search and reports it."""
-        if self.resume and self.overwrite:
-            raise ValueError("--resume and --overwrite exclude each other")
+        existing = _existing(self.resume, self.overwrite)
         with _progress() as report:
 
             def on_progress(stage: str, steps: int, run: Run | None) -> None:
@@ -67,8 +66,7 @@ class Search:
             result = experiment.search(
                 self.config,
                 self.out,
-                resume=self.resume,
-                overwrite=self.overwrite,
+                **existing,
                 on_progress=on_progress,
             )
         print(result["text"])
@@ -106,24 +104,20 @@ class Score:
 
     def run(self) -> None:
         """Scores and reports."""
-        if self.resume and self.overwrite:
-            raise ValueError("--resume and --overwrite exclude each other")
+        existing = _existing(self.resume, self.overwrite)
         with _progress() as report:
             scores = population.score(
                 self.config,
                 self.out,
-                resume=self.resume,
-                overwrite=self.overwrite,
+                **existing,
                 on_progress=report,
             )
         for name, values in scores.values.items():
             best = int(np.argmax(values))
             print(f"best {name}: {values[best]:.6g}  {scores.genotypes[best]}")
-        print(
-            f"{len(scores.genotypes)} architectures of {self.config.space}, {self.config.norm} "
-            f"norm, seed {self.config.seed}: compiled {scores.num_compilations} program in "
-            f"{scores.compile_seconds:.1f} s, scored in {np.sum(scores.seconds):.1f} s"
-        )
+        seconds = float(np.sum(scores.seconds))
+        count = len(scores.genotypes)
+        _print_cost(self.config, count, scores.num_compilations, scores.compile_seconds, seconds)
         print(f"wrote {self.out} and {self.out.with_suffix('.json').name}")
 
 
@@ -147,14 +141,12 @@ class Compare:
 
     def run(self) -> None:
         """Compares and reports."""
-        if self.resume and self.overwrite:
-            raise ValueError("--resume and --overwrite exclude each other")
+        existing = _existing(self.resume, self.overwrite)
         with _progress() as report:
             result = population.compare(
                 self.config,
                 self.out,
-                resume=self.resume,
-                overwrite=self.overwrite,
+                **existing,
                 on_progress=report,
             )
         table = Table("proxy", *COEFFICIENTS, title=f"correlation with {result['reference']}")
@@ -167,12 +159,9 @@ class Compare:
             ]
             table.add_row(name, *cells)
         Console(width=None if sys.stdout.isatty() else 120).print(table)
-        seconds = result["seconds"]
-        print(
-            f"{result['num_archs']} architectures of {self.config.space}, {result['norm']} norm, "
-            f"seed {self.config.seed}: compiled {result['num_compilations']} program in "
-            f"{seconds['compile']:.1f} s, scored in {seconds['score']:.1f} s"
-        )
+        count, seconds = result["num_archs"], result["seconds"]
+        num_compilations = result["num_compilations"]
+        _print_cost(self.config, count, num_compilations, seconds["compile"], seconds["score"])
         if result["reference"] != population.REFERENCE:
             print("the reference is our own exact trace: pip install 'nasi-jax[ntk]' for another")
         print(f"wrote {self.out}/compare.csv, compare.json, compare.png")
@@ -200,6 +189,22 @@ class Show:
             raise ValueError("a png needs a file: name one with --out")
         else:
             sys.stdout.write(content.decode())
+
+
+def _existing(resume: bool, overwrite: bool) -> dict[str, bool]:
+    """What is to happen to output that is there already, as keyword arguments."""
+    if resume and overwrite:
+        raise ValueError("--resume and --overwrite exclude each other")
+    return {"resume": resume, "overwrite": overwrite}
+
+
+def _print_cost(
+    config: ScoreConfig, count: int, num_compilations: int, compiled: float, scored: float
+) -> None:
+    print(
+        f"{count} architectures of {config.space}, {config.norm} norm, seed {config.seed}: "
+        f"compiled {num_compilations} program in {compiled:.1f} s, scored in {scored:.1f} s"
+    )
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -35,7 +35,7 @@ from nasi_jax.cells import (
     parse_genotype,
     search_space,
 )
-from nasi_jax.config import SearchConfig
+from nasi_jax.config import Config, SearchConfig
 from nasi_jax.kernels import batch_gradient
 from nasi_jax.search import (
     Constraint,
@@ -64,18 +64,42 @@ _PACKAGES = ("nasi-jax", "jax", "jaxlib", "flax", "optax", "numpy")
 _SECONDS_BETWEEN_CHECKPOINTS = 5.0
 
 
+def space_of(config: Config) -> SearchSpace:
+    """The search space that a configuration describes.
+
+    Raises:
+      ValueError: for an unknown space or operation, or a size that is too small.
+    """
+    return search_space(
+        config.space,
+        ops=config.ops,
+        init_channels=config.init_channels,
+        num_cells=config.num_cells,
+    )
+
+
+def dataset_of(config: Config) -> data.Dataset:
+    """The data set that a configuration describes.
+
+    Raises:
+      ValueError: if there is no such data set, or it cannot be used.
+    """
+    return data.load(
+        config.data,
+        labels=config.labels,
+        image_size=config.image_size,
+        seed=config.seed,
+        data_dir=config.data_dir,
+    )
+
+
 def build(config: SearchConfig, num_classes: int) -> tuple[SearchSpace, SearchAlgorithm]:
     """The search space and the algorithm that a resolved configuration describes.
 
     Raises:
       ValueError: for an unknown space or operation, or a size that is too small.
     """
-    space = search_space(
-        config.space,
-        ops=config.ops,
-        init_channels=config.init_channels,
-        num_cells=config.num_cells,
-    )
+    space = space_of(config)
     steps = cast(int, config.steps)
     proxy = functools.partial(
         batch_gradient,
@@ -133,13 +157,7 @@ def search(
       FloatingPointError: if the trace is not finite.
     """
     config = config.resolved()
-    dataset = data.load(
-        config.data,
-        labels=config.labels,
-        image_size=config.image_size,
-        seed=config.seed,
-        data_dir=config.data_dir,
-    )
+    dataset = dataset_of(config)
     space, algorithm = build(config, dataset.num_classes)
     search_key, data_key = jax.random.split(jax.random.key(config.seed))
     steps, batch_size = cast(int, config.steps), cast(int, config.batch_size)

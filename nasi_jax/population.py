@@ -19,11 +19,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from nasi_jax import config as configuration
-from nasi_jax import data, files, plot
-from nasi_jax.cells import parse_genotype, search_space
+from nasi_jax import files, plot
+from nasi_jax.cells import parse_genotype
 from nasi_jax.config import ScoreConfig
 from nasi_jax.correlation import COEFFICIENTS, Correlation, correlations
-from nasi_jax.experiment import json_text, provenance
+from nasi_jax.experiment import dataset_of, json_text, provenance, space_of
 from nasi_jax.kernels import PER_EXAMPLE, PROXIES
 from nasi_jax.kernels.neural_tangents import neural_tangents_ntk
 from nasi_jax.search import init_params, score_fn
@@ -240,38 +240,24 @@ def _scores(
     on_progress: OnProgress,
 ) -> Scores:
     """Scores that are not known yet, written now and then and at the end."""
-    space = search_space(
-        config.space,
-        ops=config.ops,
-        init_channels=config.init_channels,
-        num_cells=config.num_cells,
-    )
+    space = space_of(config)
     genotypes, keys = genotypes_of(config, space), _keys(config)
-    dataset = data.load(
-        config.data,
-        labels=config.labels,
-        image_size=config.image_size,
-        seed=config.seed,
-        data_dir=config.data_dir,
-    )
+    dataset = dataset_of(config)
     batch = dataset.batch(keys["data"], 0, config.batch_size)
     norm = cast(NormMode, config.norm)
     supernet = space.supernet(dataset.num_classes, norm=norm, init=cast(Initializer, config.init))
 
+    num_compilations = 0
+
     def each(key: jax.Array, apply_fn: ApplyFn, params: Params, batch: Batch) -> Any:
+        # Runs when JAX traces it: once for each program that it compiles.
+        nonlocal num_compilations
+        num_compilations += 1
         # A key that hangs on the proxy's name alone: others beside it change nothing.
         return {
             name: proxy(jax.random.fold_in(key, zlib.crc32(name.encode())), apply_fn, params, batch)
             for name, proxy in proxies.items()
         }
-
-    num_compilations = 0
-
-    def counted(key: jax.Array, apply_fn: ApplyFn, params: Params, batch: Batch) -> Any:
-        # Runs when JAX traces it: once for each program that it compiles.
-        nonlocal num_compilations
-        num_compilations += 1
-        return each(key, apply_fn, params, batch)
 
     on_progress("compiling", len(genotypes), 0, 0.0)
     begin = time.perf_counter()
@@ -279,7 +265,7 @@ def _scores(
     params = jax.jit(init_params, static_argnums=1)(
         keys["parameters"], supernet, batch.inputs, weights
     )
-    scorer = score_fn(space, supernet, proxy=counted, norm=norm)
+    scorer = score_fn(space, supernet, proxy=each, norm=norm)
 
     def scored(genotype: Any) -> dict[str, float]:
         found = jax.device_get(scorer(keys["proxies"], params, genotype, batch))
@@ -311,8 +297,9 @@ def _scores(
         if time.monotonic() - written > _SECONDS_BETWEEN_WRITES:
             write(so_far())
             written = time.monotonic()
-    write(so_far())
-    return so_far()
+    scores = so_far()
+    write(scores)
+    return scores
 
 
 def _table(scores: Scores) -> str:

@@ -17,7 +17,7 @@ from nasi_jax.cells.genotype import (
     Nasbench101Genotype,
     Nasbench201Genotype,
 )
-from nasi_jax.plot import draw_genotype, draw_history, save
+from nasi_jax.plot import draw_genotype, draw_history, draw_scatter, save
 
 
 def _darts(rng):
@@ -357,3 +357,17 @@ def test_history_refuses_missing_and_unequal_arrays():
         draw_history(HISTORY | {"nu": np.ones(3)})
     with pytest.raises(ValueError, match=r"one shape \[T\]"):
         draw_history({name: np.ones((2, 2)) for name in HISTORY})
+
+
+def test_scatter_has_a_panel_a_score():
+    truth, rising = np.array([1.0, 10.0, 100.0]), np.array([2.0, 3.0, 5.0])
+    scores = {name: rising for name in "abcde"} | {"e": -rising}
+    titles = {name: f"title of {name}" for name in scores}
+    panels = draw_scatter(("trace", truth), scores, titles).axes
+    assert [panel.get_title() for panel in panels] == list(titles.values())
+    assert [panel.get_ylabel() for panel in panels] == list(scores)
+    assert {panel.get_xlabel() for panel in panels} == {"trace"}
+    assert [panel.get_yscale() for panel in panels] == ["log"] * 4 + ["linear"]
+    for panel, values in zip(panels, scores.values(), strict=True):
+        (line,) = panel.lines
+        np.testing.assert_array_equal(line.get_xydata(), np.stack([truth, values], axis=1))

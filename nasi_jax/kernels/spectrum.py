@@ -117,8 +117,8 @@ def lanczos_spectrum(
     Raises:
       ValueError: for numbers out of range.
     """
-    outputs, pull = jax.vjp(lambda params: apply_fn(params, inputs), params)
-    _, push = jax.linearize(lambda params: apply_fn(params, inputs), params)
+    outputs, push = jax.linearize(lambda params: apply_fn(params, inputs), params)
+    pull = jax.linear_transpose(push, params)
     size = outputs.size
     if not 1 <= num_steps <= size:
         raise ValueError(f"num_steps must be from 1 to B K = {size}, got {num_steps}")
