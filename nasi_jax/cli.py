@@ -8,6 +8,7 @@ import datetime
 import os
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,8 +27,8 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from nasi_jax import experiment, population
-from nasi_jax.config import ScoreConfig, SearchConfig
+from nasi_jax import cache, experiment, population
+from nasi_jax.config import Config, ScoreConfig, SearchConfig
 from nasi_jax.correlation import COEFFICIENTS
 from nasi_jax.search import Run
 
@@ -35,7 +36,15 @@ _SECONDS_BETWEEN_LINES = 10.0
 
 
 @dataclass(frozen=True)
-class Search:
+class Compiling:
+    """What the commands that compile have in common."""
+
+    no_cache: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Compile everything anew, and keep nothing of it in the user's cache folder."""
+
+
+@dataclass(frozen=True)
+class Search(Compiling):
     """Select an architecture at initialization, without training anything.
 
     Needs no labels and few images. Prints the genotype and writes into the output directory
@@ -53,7 +62,7 @@ class Search:
     def run(self) -> None:
         """Runs the search and reports it."""
         existing = _existing(self.resume, self.overwrite)
-        with _progress() as report:
+        with _progress(_program("the search step", self.config.resolved())) as report:
 
             def on_progress(stage: str, steps: int, run: Run | None) -> None:
                 if run is None:
@@ -87,7 +96,7 @@ class Search:
 
 
 @dataclass(frozen=True)
-class Score:
+class Score(Compiling):
     """Score architectures at initialization, all through one compiled supernet.
 
     Writes a csv file with a line for each architecture, and a json file beside it. Every score
@@ -105,7 +114,7 @@ class Score:
     def run(self) -> None:
         """Scores and reports."""
         existing = _existing(self.resume, self.overwrite)
-        with _progress() as report:
+        with _progress(_program("the scores", self.config)) as report:
             scores = population.score(
                 self.config,
                 self.out,
@@ -122,7 +131,7 @@ class Score:
 
 
 @dataclass(frozen=True)
-class Compare:
+class Compare(Compiling):
     """Compare proxies with the exact trace of the NTK over random architectures.
 
     Prints Pearson's, Spearman's and Kendall's correlation with 95% bootstrap intervals, and
@@ -142,7 +151,7 @@ class Compare:
     def run(self) -> None:
         """Compares and reports."""
         existing = _existing(self.resume, self.overwrite)
-        with _progress() as report:
+        with _progress(_program("the scores", self.config)) as report:
             result = population.compare(
                 self.config,
                 self.out,
@@ -211,7 +220,12 @@ def main(arguments: list[str] | None = None) -> None:
     """Runs the command; ends with status 2 for bad input and 1 for a run that failed."""
     given = sys.argv[1:] if arguments is None else arguments
     try:
-        _command(given).run()
+        command = _command(given)
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *_, **__: _say("warning", str(message))
+            if isinstance(command, Compiling):
+                _set_up_cache(command.no_cache)
+            command.run()
         sys.stdout.flush()
     except BrokenPipeError:
         # Whoever read stdout, such as `head`, has what they want.
@@ -252,14 +266,41 @@ def _search_default(arguments: list[str]) -> Search:
     return Search()
 
 
+def _program(what: str, config: Config) -> str:
+    """What is compiled, and for which sizes, in words."""
+    space = vars(experiment.space_of(config))
+    sizes = {name: space[name] for name in ("init_channels", "num_cells")}
+    sizes["batch_size"] = config.batch_size
+    listed = ", ".join(f"{name} {size}" for name, size in sizes.items())
+    return f"{what} of {config.space}, {listed}"
+
+
+def _set_up_cache(no_cache: bool) -> None:
+    if no_cache:
+        cache.turn_off()
+    elif jax.config.values["jax_compilation_cache_dir"] is None:  # or it is the user's own
+        try:
+            cache.turn_on(cache.default_folder())
+        except OSError as error:
+            _say("warning", f"nothing that is compiled will be kept: {error}")
+
+
+def _say(kind: str, message: str) -> None:
+    print(f"nasi: {kind}: {' '.join(message.split())}", file=sys.stderr)
+
+
 def _fail(message: str, status: int) -> None:
-    print(f"nasi: error: {' '.join(message.split())}", file=sys.stderr)
+    _say("error", message)
     raise SystemExit(status)
 
 
 @contextlib.contextmanager
-def _progress() -> Iterator[Callable[..., None]]:
-    """Shows long work on stderr: a bar on a terminal, a line now and then elsewhere."""
+def _progress(program: str) -> Iterator[Callable[..., None]]:
+    """Shows long work on stderr: a bar on a terminal, a line now and then elsewhere.
+
+    Args:
+      program: what is compiled, in words.
+    """
     console = Console(stderr=True)
     columns = (
         SpinnerColumn(),
@@ -269,20 +310,29 @@ def _progress() -> Iterator[Callable[..., None]]:
         TextColumn("{task.fields[left]}"),
         TextColumn("{task.fields[figures]}"),
     )
-    printed_stage, printed = "", 0.0
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+    printed_stage, printed, began = "", 0.0, 0.0
+    bar = Progress(*columns, console=console, disable=not console.is_terminal)
+    with bar as progress, cache.counted() as events:
         task = progress.add_task("starting", total=None, left="", figures="")
 
         def report(stage: str, total: int, done: int, seconds: float, figures: str = "") -> None:
-            nonlocal printed_stage, printed
+            nonlocal printed_stage, printed, began
+            now = time.monotonic()
+            if stage == "compiling":
+                began = now
+                events.clear()
+                print(f"compiling {program}", file=sys.stderr)
+            elif stage == "compiled":
+                source = ", from the cache" if events[cache.HIT] and not events[cache.MISS] else ""
+                print(f"compiled in {now - began:.1f} s{source}", file=sys.stderr)
             rest = datetime.timedelta(seconds=round((total - done) * seconds))
             left = f"{rest} left" if done else ""
             progress.update(
                 task, description=stage, total=total, completed=done, left=left, figures=figures
             )
-            now = time.monotonic()
+            told = stage in ("compiling", "compiled")
             due = stage != printed_stage or now - printed > _SECONDS_BETWEEN_LINES
-            if due and not console.is_terminal:
+            if due and not told and not console.is_terminal:
                 printed_stage, printed = stage, now
                 print(f"{stage}  {done}/{total}  {left}  {figures}".rstrip(), file=sys.stderr)
 

@@ -167,9 +167,11 @@ def search(
 
     batches(0)
     with _claimed(out), _checkpoints(out, config, resume, overwrite) as checkpoints:
-        on_progress("compiling", steps, None)
         start = _restored(checkpoints, jax.eval_shape(algorithm.init, search_key, batches(0)))
         saved = time.monotonic()
+
+        def on_stage(stage: str) -> None:
+            on_progress(stage, steps, None)
 
         def on_step(run: Run) -> None:
             nonlocal saved
@@ -179,7 +181,15 @@ def search(
                 saved = time.monotonic()
             on_progress("searching", steps, run)
 
-        run = nasi_search.run(search_key, algorithm, batches, steps, start=start, on_step=on_step)
+        run = nasi_search.run(
+            search_key,
+            algorithm,
+            batches,
+            steps,
+            start=start,
+            on_stage=on_stage,
+            on_step=on_step,
+        )
         on_progress("drawing", steps, run)
         result = _result(config, space, dataset, run)
         _write(out, space, result, run)

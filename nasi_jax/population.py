@@ -259,7 +259,9 @@ def _scores(
             for name, proxy in proxies.items()
         }
 
-    on_progress("compiling", len(genotypes), 0, 0.0)
+    texts = tuple(genotype.to_text() for genotype in genotypes)
+    if not known.keys() >= set(texts):
+        on_progress("compiling", len(genotypes), 0, 0.0)
     begin = time.perf_counter()
     weights = space.one_hot(genotypes[0])
     params = jax.jit(init_params, static_argnums=1)(
@@ -273,7 +275,6 @@ def _scores(
 
     rows: list[Mapping[str, float]] = []
     seconds: list[float] = []
-    texts = tuple(genotype.to_text() for genotype in genotypes)
     compile_seconds, written = 0.0, time.monotonic()
 
     def so_far() -> Scores:
@@ -290,6 +291,7 @@ def _scores(
         if num_compilations == 0:
             scored(genotype)
             compile_seconds = time.perf_counter() - begin
+            on_progress("compiled", len(genotypes), len(rows), 0.0)
         start = time.perf_counter()
         rows.append(scored(genotype))
         seconds.append(time.perf_counter() - start)

@@ -101,8 +101,11 @@ def test_a_search_prints_the_genotype_first(finished, result):
 
 
 def test_a_search_that_is_not_watched_says_how_far_it_is(finished):
-    first, second, third = finished[1].stderr.splitlines()
-    assert first == "compiling  0/3"
+    first, compiled, second, third = finished[1].stderr.splitlines()
+    assert first == (
+        "compiling the search step of nasbench201, init_channels 2, num_cells 1, batch_size 4"
+    )
+    assert compiled.startswith("compiled in ")
     assert second.startswith("searching  1/3  0:00:0") and " left  x " in second
     assert third.startswith("drawing  3/3  0:00:00 left  x ") and "  nu " in third
 
@@ -476,7 +479,11 @@ def test_score(tmp_path, capsys):
         "4 architectures of nasbench201, batch norm, seed 2: compiled 1 program in "
     )
     assert wrote == f"wrote {out} and scores.json"
-    assert captured.err.startswith("compiling  0/4\nscoring  1/4  0:00:0")
+    compiling, compiled, scoring = captured.err.splitlines()[:3]
+    assert compiling == (
+        "compiling the scores of nasbench201, init_channels 2, num_cells 1, batch_size 4"
+    )
+    assert compiled.startswith("compiled in ") and scoring.startswith("scoring  1/4  0:00:0")
     assert len(out.read_text().splitlines()) == 5
 
 

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import textwrap
 
+import jax
 import numpy as np
 import pytest
 import tiny
@@ -90,9 +91,36 @@ def test_all_files_are_there_and_nothing_else(finished):
 def test_progress_is_told_of_every_stage_and_step(finished):
     assert finished[2] == [
         ("compiling", STEPS, None),
+        ("compiled", STEPS, None),
         *[("searching", STEPS, done) for done in range(1, STEPS + 1)],
         ("drawing", STEPS, STEPS),
     ]
+
+
+def test_a_whole_search_compiles_its_step_once(tmp_path):
+    compiled, told = [], []
+
+    def on_event(event, seconds, **details):
+        if event == "/jax/core/compile/backend_compile_duration":
+            compiled.append(details["fun_name"])
+
+    def on_progress(stage, steps, run):
+        told.append((stage, len(compiled)))
+
+    jax.monitoring.register_event_duration_secs_listener(on_event)
+    try:
+        experiment.search(tiny.CONFIG, tmp_path, on_progress=on_progress)
+    finally:
+        jax.monitoring.unregister_event_duration_listener(on_event)
+    assert compiled.count("jit(step_fn)") == 1
+    assert [stage for stage, _ in told] == [
+        "compiling",
+        "compiled",
+        *STEPS * ["searching"],
+        "drawing",
+    ]
+    # After the first step nothing at all.
+    assert len({count for stage, count in told if stage in ("searching", "drawing")}) == 1
 
 
 def test_the_result_says_what_was_searched_and_how(finished):
@@ -271,7 +299,7 @@ def test_a_search_killed_again_and_again_ends_as_an_unbroken_one(finished, tmp_p
         resume=True,
         on_progress=lambda stage, steps, run: told.append(stage),
     )
-    assert told == ["compiling", "drawing"]
+    assert told == ["drawing"]
     assert read(tmp_path) == read(finished[0])
 
 
@@ -300,7 +328,10 @@ def test_a_search_goes_on_from_its_checkpoint(finished, tmp_path, every_step_is_
         told.append((stage, None if run is None else len(run.step_seconds)))
 
     experiment.search(tiny.CONFIG, tmp_path, resume=True, on_progress=on_progress)
-    assert told == [("compiling", None), ("searching", 3), ("drawing", 3)]
+    assert told == [
+        *[("compiling", None), ("compiled", None)],
+        *[("searching", 3), ("drawing", 3)],
+    ]
     assert read(tmp_path) == read(finished[0])
 
 

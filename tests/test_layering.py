@@ -10,6 +10,7 @@ PACKAGE = Path(__file__).parent.parent / "nasi_jax"
 ALLOWED = {
     "types": set(),
     "files": set(),
+    "cache": set(),
     "conv": set(),
     "config": {"types"},
     "kernels": {"types", "conv"},
@@ -25,7 +26,7 @@ ALLOWED = {
     },
     "cli": {
         *("types", "files", "config", "kernels", "cells", "search", "data", "plot"),
-        *("correlation", "experiment", "population"),
+        *("correlation", "experiment", "population", "cache"),
     },
 }
 """What each room may import from the package, besides itself."""

@@ -104,13 +104,16 @@ def test_killed_and_resumed(finished, tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         population.score(CONFIG, out, on_progress=stop)
     assert len(without_seconds(out)) == 2
-    population.score(
-        CONFIG, out, resume=True, on_progress=lambda stage, total, count, _: done.append(count)
-    )
-    assert done == [0, 3, 4, 5]
+
+    def on_progress(stage, total, count, seconds):
+        done.append((stage, count))
+
+    population.score(CONFIG, out, resume=True, on_progress=on_progress)
+    assert done == [("compiling", 0), ("compiled", 2), *[("scoring", n) for n in (3, 4, 5)]]
     assert without_seconds(out) == without_seconds(finished[0])
-    scores = population.score(CONFIG, out, resume=True)
-    assert scores.num_compilations == 0
+    done.clear()
+    scores = population.score(CONFIG, out, resume=True, on_progress=on_progress)
+    assert scores.num_compilations == 0 and done == []
 
 
 def test_one_proxy_changes_nothing_in_another(finished, tmp_path):

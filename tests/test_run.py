@@ -114,7 +114,7 @@ def test_a_complete_run_is_returned_as_it_is(finished):
         raise AssertionError("nothing is left to do")
 
     each = algorithm()._replace(init=never, step=never)
-    assert search(each, never, start=finished, on_step=never) is finished
+    assert search(each, never, start=finished, on_stage=never, on_step=never) is finished
     assert search(each, never, 1, start=finished) is finished
 
 
@@ -129,8 +129,8 @@ def test_step_and_init_are_traced_once():
         traced.append("step")
         return each.step(key, state, batch)
 
-    search(each._replace(init=init, step=step))
-    assert traced == ["init", "step"]
+    search(each._replace(init=init, step=step), on_stage=traced.append)
+    assert traced == ["compiling", "init", "step", "compiled"]
 
 
 def test_batches_may_be_the_same_arrays():

@@ -39,6 +39,7 @@ def run(
     num_steps: int,
     *,
     start: Run | None = None,
+    on_stage: Callable[[str], None] | None = None,
     on_step: Callable[[Run], None] | None = None,
 ) -> Run:
     """Runs a search, or what is left of one.
@@ -52,6 +53,8 @@ def run(
       batches: the mini-batches.
       num_steps: T.
       start: the run to go on with; from the beginning if not given. Its state is used up.
+      on_stage: called with "compiling" before anything is compiled and "compiled" after it, unless
+        no step is left to do.
       on_step: called with the run so far after each step. Its state is used up by the next one:
         copy what is to be kept.
 
@@ -64,6 +67,8 @@ def run(
     begin = time.perf_counter()
     if start is not None and len(start.step_seconds) >= num_steps:
         return start
+    if on_stage is not None:
+        on_stage("compiling")
     if start is None:
         state = jax.jit(algorithm.init)(jax.random.fold_in(key, 0), batches(0))
         infos, seconds = [], []
@@ -73,6 +78,8 @@ def run(
     jitted = jax.jit(algorithm.step, donate_argnums=1)
     step = jitted.lower(_step_key(key, len(infos)), state, batches(len(infos))).compile()
     compile_seconds = time.perf_counter() - begin
+    if on_stage is not None:
+        on_stage("compiled")
     for index in range(len(infos), num_steps):
         begin = time.perf_counter()
         state, info = step(_step_key(key, index), state, batches(index))
