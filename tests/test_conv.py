@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from nasi_jax.conv import _DENSE, _DEPTHWISE, _Window, conv, depthwise_conv, taps
+from nasi_jax.conv import _DENSE, _DEPTHWISE, _Window, conv, depthwise_conv, largest, taps
 
 HEIGHT, WIDTH, CHANNELS, FEATURES = 6, 4, 3, 2
 
@@ -354,3 +354,62 @@ def test_a_vmapped_weight_gradient_is_no_grouped_convolution():
     gradient = jax.vmap(jax.grad(lambda w, x: jnp.sum(jnp.sin(conv(x[None], w)))), (None, 0))
     text = jax.jit(gradient).lower(w, x).as_text()
     assert "feature_group_count = 3" not in text and "batch_group_count = 3" not in text
+
+
+# The maximum over windows
+
+
+def padded_maximum(x, stride):
+    """The maximum by a chain of selections, whose derivatives are those of `where`."""
+    first, *others = taps(x, 3, stride=stride, fill=-jnp.inf)
+    for other in others:
+        first = jnp.where(lax.stop_gradient(other > first), other, first)
+    return first
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("levels", [1.0, 1e9])
+def test_every_derivative_of_the_maximum(stride, levels):
+    # With few levels many entries of a window are equal.
+    x = jnp.round(levels * normal(0, 3, HEIGHT, WIDTH, CHANNELS)) / levels
+    direction = normal(1, *x.shape)
+
+    def everything(function):
+        def scalar(x):
+            return jnp.sum(jnp.sin(function(x)) * function(x))
+
+        gradient = jax.grad(scalar)
+        return (
+            function(x),
+            gradient(x),
+            jax.jvp(function, (x,), (direction,))[1],
+            jax.jvp(gradient, (x,), (direction,))[1],
+            jax.grad(lambda x: jnp.vdot(gradient(x), direction))(x),
+            jax.grad(lambda x: jnp.sum(jnp.square(jax.jvp(scalar, (x,), (direction,))[1])))(x),
+        )
+
+    ours = jax.jit(lambda: everything(lambda x: largest(x, 3, stride=stride)))()
+    expected = everything(lambda x: padded_maximum(x, stride))
+    chex.assert_trees_all_close(ours, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_vmap_of_the_maximum(stride):
+    x = normal(0, 4, 2, HEIGHT, WIDTH, CHANNELS)
+
+    def slope(x):
+        return jax.grad(lambda x: jnp.sum(jnp.sin(largest(x, 3, stride=stride))))(x)
+
+    expected = jnp.stack([slope(each) for each in x])
+    np.testing.assert_allclose(jax.vmap(slope)(x), expected, rtol=1e-12, atol=1e-15)
+
+
+def test_kernels_are_calls_that_xla_keeps():
+    def sums(x, w):
+        return depthwise_conv(x, w) + largest(x, 3)
+
+    x, w = arguments("depthwise", 3)
+    text = jax.jit(sums).lower(x, w).compile().as_text()
+    calls = [line for line in text.splitlines() if " call(" in line]
+    assert any("_depthwise_forward" in line for line in calls)
+    assert any("_select" in line for line in calls)

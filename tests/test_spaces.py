@@ -457,12 +457,14 @@ def test_edges_of_darts():
 @pytest.mark.parametrize("num_cells", [3, 5, 8, 20])
 def test_reductions_of_darts(num_cells):
     space = search_space("darts", init_channels=2, num_cells=num_cells, ops=("skip_connect",))
-    shapes = jax.eval_shape(space.supernet(10).init, jax.random.key(0), INPUTS, space.init_alpha())[
-        "params"
-    ]
-    reductions = [
-        index for index in range(num_cells) if "edges_of_inputs" in shapes.get(f"cell_{index}", {})
-    ]
+    supernet = space.supernet(10)
+
+    def shapes_of(key):
+        variables = supernet.init(key, INPUTS, space.init_alpha())
+        return variables["params"], space.inherit(variables)["params"]
+
+    stacked, shapes = jax.eval_shape(shapes_of, jax.random.key(0))
+    reductions = [number for number in range(num_cells) if f"cell_{number}" in stacked]
     assert reductions == [num_cells // 3, 2 * num_cells // 3]
     channels = [shapes[f"second_{index}"]["conv"]["kernel"].shape[-1] for index in range(num_cells)]
     passed = [sum(reduction <= index for reduction in reductions) for index in range(num_cells)]

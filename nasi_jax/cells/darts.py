@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -153,17 +154,57 @@ class Darts:
     def inherit(self, variables: Any) -> Any:
         """The supernet's variables under the names of the `search` form of a network.
 
-        The supernet keeps the edges of a cell stacked; here each edge has its own entry.
+        The supernet keeps the cells of a stage stacked, and the edges of a cell; here each has
+        its own entry.
         """
+        stages = [stage for stage in _stages(self.num_cells) if not stage.reduction]
+        names = {f"stage_{stage.start}": stage.names() for stage in stages}
         return {
             collection: {
                 layer: unstacked(values, _stacks("edges_of_inputs" in values))
                 if layer.startswith("cell_")
                 else values
-                for layer, values in layers.items()
+                for layer, values in _without_stages(layers, names).items()
             }
             for collection, layers in variables.items()
         }
+
+
+class _Stage(NamedTuple):
+    """Cells that follow one another: one reduction cell, or as many normal ones as there are."""
+
+    start: int
+    length: int
+    reduction: bool
+
+    def names(self) -> dict[str, list[str]]:
+        """For each stack of a stage of normal cells the names of its slices."""
+        cells = range(self.start, self.start + self.length)
+        return {
+            "cell": [f"cell_{index}" for index in cells],
+            "second": [f"second_{index}" for index in cells[1:]],
+            "first": [f"first_{index}" for index in cells[2:]],
+        }
+
+
+def _stages(num_cells: int) -> tuple[_Stage, ...]:
+    reductions = (num_cells // 3, 2 * num_cells // 3)
+    stages, start = [], 0
+    for index in reductions:
+        stages += [_Stage(start, index - start, False), _Stage(index, 1, True)]
+        start = index + 1
+    stages.append(_Stage(start, num_cells - start, False))
+    return tuple(stage for stage in stages if stage.length > 0)
+
+
+def _without_stages(
+    layers: Mapping[str, Any], names: Mapping[str, Mapping[str, list[str]]]
+) -> dict[str, Any]:
+    """Layers with an entry for each cell of a stage in place of the stage."""
+    flat = {layer: values for layer, values in layers.items() if layer not in names}
+    for stage, slices in names.items():
+        flat |= unstacked(layers.get(stage, {}), slices)
+    return flat
 
 
 def _edges_by_node(edges: tuple[Edge, ...]) -> list[tuple[int, Edge]]:
@@ -249,50 +290,103 @@ class _Cell(nn.Module):
         return jnp.concatenate([states[node] for node in NODES], axis=-1)
 
 
+class _StageCell(nn.Module):
+    """A mixed normal cell of a stage, and what reads its output: one step of a scan over cells.
+
+    A cell reads the outputs of the two before it, each through a layer of its own. Which cells
+    those are, and so what shape these layers have, differs for the first cells of a stage. So
+    what is carried are their outputs: those that this cell reads, and the first input of the
+    next one. The last cells thus have layers that nothing reads.
+    """
+
+    ops: tuple[str, ...]
+    spec: LayerSpec
+
+    @nn.compact
+    def __call__(
+        self, carry: tuple[jax.Array, ...], weights: jax.Array
+    ) -> tuple[tuple[jax.Array, ...], None]:
+        first, second, next_first, _, before = carry
+        cell = _Supercell(self.ops, False, self.spec, name="cell")
+        output = cell(first, second, weights)
+        channels = first.shape[-1]
+        next_second = ReluConvNorm(channels, 1, self.spec, name="second")(output)
+        after_next = ReluConvNorm(channels, 1, self.spec, name="first")(output)
+        return (next_first, next_second, after_next, before, output), None
+
+
 class _Skeleton(nn.Module):
-    """Stem, preprocessed cells, head: what the supernet and a network have in common."""
+    """Stem, preprocessing, head: what the supernet and a network have in common."""
 
     num_classes: int
     init_channels: int
     num_cells: int
     spec: LayerSpec
 
-    def run(self, inputs: jax.Array, weights: Alpha | None) -> jax.Array:
+    def stem(self, inputs: jax.Array) -> jax.Array:
+        """What the first cell reads, twice."""
         stem = Conv(3 * self.init_channels, 3, self.spec, name="stem")(inputs)
-        first = second = self.spec.normalise("stem_norm")(stem)
-        channels = self.init_channels
-        for index in range(self.num_cells):
-            reduction = index in (self.num_cells // 3, 2 * self.num_cells // 3)
-            channels *= 2 if reduction else 1
-            before = second
-            if first.shape[1] == second.shape[1]:
-                first = ReluConvNorm(channels, 1, self.spec, name=f"first_{index}")(first)
-            else:
-                first = FactorizedReduce(channels, self.spec, name=f"first_{index}")(first)
-            second = ReluConvNorm(channels, 1, self.spec, name=f"second_{index}")(second)
-            cell = "reduce" if reduction else "normal"
-            module = self.cell(cell, f"cell_{index}")
-            output = module(first, second, *(() if weights is None else (weights[cell],)))
-            first, second = before, output
-        return Head(self.num_classes, self.spec, name="head")(second)
+        return self.spec.normalise("stem_norm")(stem)
 
-    def cell(self, cell: str, name: str) -> nn.Module:
-        raise NotImplementedError
+    def preprocess(
+        self, index: int, first: jax.Array, second: jax.Array, channels: int
+    ) -> tuple[jax.Array, jax.Array]:
+        """Both inputs of a cell, brought to its channels and to the size of the second one."""
+        if first.shape[1] == second.shape[1]:
+            first = ReluConvNorm(channels, 1, self.spec, name=f"first_{index}")(first)
+        else:
+            first = FactorizedReduce(channels, self.spec, name=f"first_{index}")(first)
+        return first, ReluConvNorm(channels, 1, self.spec, name=f"second_{index}")(second)
+
+    def head(self, inputs: jax.Array) -> jax.Array:
+        """The logits."""
+        return Head(self.num_classes, self.spec, name="head")(inputs)
 
 
 class DartsSupernet(_Skeleton):
-    """The one-shot network."""
+    """The one-shot network. The normal cells of a stage are a scan over stacked parameters."""
 
     ops: tuple[str, ...] = DARTS_OPS
-
-    def cell(self, cell: str, name: str) -> nn.Module:
-        """The mixed cell `normal` or `reduce`."""
-        return _Supercell(self.ops, cell == "reduce", self.spec, name=name)
 
     @nn.compact
     def __call__(self, inputs: jax.Array, weights: Alpha) -> jax.Array:
         """Maps `[B, H, W, C]` to logits; `weights` has the structure of alpha."""
-        return self.run(inputs, weights)
+        first = second = self.stem(inputs)
+        channels = self.init_channels
+        for stage in _stages(self.num_cells):
+            channels *= 2 if stage.reduction else 1
+            read = self.preprocess(stage.start, first, second, channels)
+            if stage.reduction:
+                cell = _Supercell(self.ops, True, self.spec, name=f"cell_{stage.start}")
+                first, second = second, cell(*read, weights["reduce"])
+            else:
+                first, second = self._normal_cells(stage, *read, second, weights["normal"])
+        return self.head(second)
+
+    def _normal_cells(
+        self,
+        stage: _Stage,
+        first: jax.Array,
+        second: jax.Array,
+        before: jax.Array,
+        weights: jax.Array,
+    ) -> tuple[jax.Array, jax.Array]:
+        """The outputs of the last two cells of a stage, or of the only one and `before`."""
+        next_first = jnp.zeros_like(first)
+        if stage.length > 1:
+            layer = ReluConvNorm(first.shape[-1], 1, self.spec, name=f"first_{stage.start + 1}")
+            next_first = layer(before)
+        cells = nn.scan(
+            _StageCell,
+            variable_axes={"params": 0, "batch_stats": 0},
+            split_rngs={"params": True},
+            in_axes=nn.broadcast,
+            length=stage.length,
+        )(self.ops, self.spec, name=f"stage_{stage.start}")
+        blank = jnp.zeros((*first.shape[:-1], len(NODES) * first.shape[-1]), first.dtype)
+        carry, _ = cells((first, second, next_first, blank, blank), weights)
+        *_, last_but_one, last = carry
+        return (last_but_one if stage.length > 1 else before), last
 
 
 class DartsNetwork(_Skeleton):
@@ -301,12 +395,18 @@ class DartsNetwork(_Skeleton):
     genotype: DartsGenotype = None  # type: ignore[assignment]
     pool_norm: bool = False
 
-    def cell(self, cell: str, name: str) -> nn.Module:
-        """The genotype's cell `normal` or `reduce`."""
-        edges = getattr(self.genotype, cell)
-        return _Cell(edges, cell == "reduce", self.spec, self.pool_norm, name=name)
-
     @nn.compact
     def __call__(self, inputs: jax.Array) -> jax.Array:
         """Maps `[B, H, W, C]` to logits."""
-        return self.run(inputs, None)
+        first = second = self.stem(inputs)
+        channels = self.init_channels
+        for stage in _stages(self.num_cells):
+            channels *= 2 if stage.reduction else 1
+            edges = self.genotype.reduce if stage.reduction else self.genotype.normal
+            for index in range(stage.start, stage.start + stage.length):
+                read = self.preprocess(index, first, second, channels)
+                cell = _Cell(
+                    edges, stage.reduction, self.spec, self.pool_norm, name=f"cell_{index}"
+                )
+                first, second = second, cell(*read)
+        return self.head(second)

@@ -47,6 +47,7 @@ class _MixedEdge(nn.Module):
 
     ops: tuple[str, ...]
     apply_op: ApplyOp
+    remat: bool
 
     @nn.compact
     def __call__(
@@ -54,7 +55,13 @@ class _MixedEdge(nn.Module):
     ) -> tuple[jax.Array, None]:
         source, node, weights = edge
         read = (states if inputs is None else inputs)[source]
-        return states.at[node].add(mixed_op(self.apply_op, self.ops, weights, read)), None
+
+        def mixed(edge: _MixedEdge, weights: jax.Array, read: jax.Array) -> jax.Array:
+            return mixed_op(edge.apply_op, edge.ops, weights, read)
+
+        # The states are read outside of it: kept is the one that was read, not all of them.
+        output = (nn.remat(mixed, prevent_cse=False) if self.remat else mixed)(self, weights, read)
+        return states.at[node].add(output), None
 
 
 def add_mixed_edges(
@@ -81,21 +88,21 @@ def add_mixed_edges(
       apply_op: applies one of them.
       name: name of the stacked parameters.
       inputs: `[.., B, H', W', C]`, what the edges read in place of `states`.
-      remat: whether to keep only the states for the derivatives, and compute the rest anew.
+      remat: whether to keep only what an edge reads for the derivatives, and compute the rest
+        anew.
 
     Returns:
       The states.
     """
-    body = nn.remat(_MixedEdge, prevent_cse=False) if remat else _MixedEdge
     scan = nn.scan(
-        body,
+        _MixedEdge,
         variable_axes={"params": 0, "batch_stats": 0},
         split_rngs={"params": True},
         in_axes=(nn.broadcast, 0),
         length=len(edges),
     )
     sources, nodes = jnp.array(edges).T
-    states, _ = scan(ops, apply_op, name=name)(states, inputs, (sources, nodes, weights))
+    states, _ = scan(ops, apply_op, remat, name=name)(states, inputs, (sources, nodes, weights))
     return states
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from jax import lax
 
 from nasi_jax.cells.norm import Norm
-from nasi_jax.conv import conv, depthwise_conv, taps
+from nasi_jax.conv import conv, depthwise_conv, largest
 from nasi_jax.types import Initializer, NormMode
 
 
@@ -57,17 +57,16 @@ def kernel_init(name: Initializer) -> Callable[..., jax.Array]:
 
 
 def max_pool(inputs: jax.Array, *, stride: int = 1) -> jax.Array:
-    """Maximum over 3x3 windows, padding not counted; of equal values the first has the gradient.
-
-    A chain of selections rather than `reduce_window`: cheap, and differentiable in either mode
-    at any order.
-    """
-    return _largest(taps(inputs, 3, stride=stride, fill=-jnp.inf))
+    """Maximum over 3x3 windows, padding not counted; of equal values the first has the gradient."""
+    return largest(inputs, 3, stride=stride)
 
 
 def halving_max_pool(inputs: jax.Array) -> jax.Array:
-    """Maximum over 2x2 windows of stride 2."""
-    return _largest([inputs[:, row::2, column::2] for row in (0, 1) for column in (0, 1)])
+    """Maximum over 2x2 windows of stride 2; of equal values the first has the gradient."""
+    best, *others = [inputs[:, row::2, column::2] for row in (0, 1) for column in (0, 1)]
+    for other in others:
+        best = jnp.where(lax.stop_gradient(other > best), other, best)
+    return best
 
 
 def halving_avg_pool(inputs: jax.Array) -> jax.Array:
@@ -75,13 +74,6 @@ def halving_avg_pool(inputs: jax.Array) -> jax.Array:
     batch, height, width, channels = inputs.shape
     windows = inputs.reshape(batch, height // 2, 2, width // 2, 2, channels)
     return jnp.mean(windows, axis=(2, 4))
-
-
-def _largest(arrays: list[jax.Array]) -> jax.Array:
-    largest, *others = arrays
-    for other in others:
-        largest = jnp.where(lax.stop_gradient(other > largest), other, largest)
-    return largest
 
 
 def avg_pool(inputs: jax.Array, *, stride: int = 1) -> jax.Array:

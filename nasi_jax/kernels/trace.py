@@ -68,11 +68,13 @@ def batch_gradient(
     def loss_of(params: Params) -> jax.Array:
         return mean_loss(apply_fn(params, batch.inputs), batch.labels, loss)
 
-    gradient = jax.grad(loss_of)(params)
     if derivative == "reverse":
-        return squared_norm(gradient)
-    direction = lax.stop_gradient(gradient)
-    _, slope = jax.jvp(loss_of, (params,), (direction,))
+        return squared_norm(jax.grad(loss_of)(params))
+    # What apply_fn closes over is made an argument, and constant before the gradient is taken:
+    # holding only the gradient constant would have JAX differentiate all of it, and then drop it.
+    closed, closed_over = jax.closure_convert(loss_of, params)
+    direction = jax.grad(closed)(lax.stop_gradient(params), *lax.stop_gradient(closed_over))
+    _, slope = jax.jvp(lambda params: closed(params, *closed_over), (params,), (direction,))
     return squared_norm(direction) + 2 * (slope - lax.stop_gradient(slope))
 
 
