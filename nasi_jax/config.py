@@ -7,7 +7,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from nasi_jax.types import DERIVATIVES, INITIALIZERS, LOSSES, NORM_MODES
+from nasi_jax.types import (
+    DEPTHWISE,
+    DERIVATIVES,
+    INITIALIZERS,
+    LOSSES,
+    NORM_MODES,
+    PRECISIONS,
+)
 
 LABELS = ("true", "random")
 """Where labels come from: the data, or a uniform draw that knows nothing of the data."""
@@ -59,6 +66,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "temperature": (1e-30, 1e30),
     "radius": (1e-30, 1e30),
     "seed": (0, 2**32 - 1),
+    "micro_batches": (1, 2**31 - 1),
     "num_random": (1, 2**31 - 1),
 }
 
@@ -112,6 +120,10 @@ class SearchConfig:
       init: he_normal, he_uniform, xavier_normal, lecun_normal or pytorch.
       loss: cross_entropy, or mse against one-hot labels.
       derivative: forward or reverse, either over the reverse mode: two ways to the same gradient.
+      micro_batches: how many parts of the mini-batch to go through one after another, for the same
+        gradient in less memory. Not under norm batch, where the parts have statistics of their own.
+      precision: float32 or bfloat16, for activations; parameters and sums stay float32.
+      depthwise: shift or lax, two ways to compute depthwise convolutions; auto chooses by device.
       ops: the operations on offer, to search in a part of the space.
       init_channels: channels of the first cells of the supernet.
       num_cells: cells of the supernet; in the NAS-Bench spaces, cells in each of the 3 stages.
@@ -141,6 +153,9 @@ class SearchConfig:
     init: str = "he_normal"
     loss: str = "cross_entropy"
     derivative: str | None = None
+    micro_batches: int = 1
+    precision: str = "float32"
+    depthwise: str = "auto"
     ops: tuple[str, ...] | None = None
     init_channels: int | None = None
     num_cells: int | None = None
@@ -150,6 +165,16 @@ class SearchConfig:
 
     def __post_init__(self) -> None:
         _check(self)
+        if self.micro_batches > 1 and self.norm == "batch":
+            raise ValueError(
+                "micro_batches must be 1 under norm batch, where the statistics are those of the "
+                f"whole mini-batch, got {self.micro_batches}: use norm frozen or none"
+            )
+        if self.batch_size is not None and self.batch_size % self.micro_batches:
+            raise ValueError(
+                f"batch_size must be a multiple of micro_batches, {self.micro_batches}, "
+                f"got {self.batch_size}"
+            )
 
     def resolved(self) -> SearchConfig:
         """The configuration with the variant's value in place of every None that it sets."""
@@ -226,6 +251,8 @@ def _check(config: Config) -> None:
         "init": INITIALIZERS,
         "loss": LOSSES,
         "derivative": (None, *DERIVATIVES),
+        "precision": PRECISIONS,
+        "depthwise": DEPTHWISE,
     }
     names = {field.name for field in dataclasses.fields(config)}
     for name, known in choices.items():

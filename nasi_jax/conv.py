@@ -31,7 +31,7 @@ convolution, is a product of matrices (dense) or sums of products (depthwise).
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -40,6 +40,8 @@ from jax import lax
 from jax.experimental.xla_metadata import set_xla_metadata
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
+
+from nasi_jax.types import Depthwise
 
 
 def conv(inputs: jax.Array, kernel: jax.Array, *, stride: int = 1) -> jax.Array:
@@ -59,7 +61,12 @@ def conv(inputs: jax.Array, kernel: jax.Array, *, stride: int = 1) -> jax.Array:
 
 
 def depthwise_conv(
-    inputs: jax.Array, kernel: jax.Array, *, stride: int = 1, dilation: int = 1
+    inputs: jax.Array,
+    kernel: jax.Array,
+    *,
+    stride: int = 1,
+    dilation: int = 1,
+    method: Depthwise = "auto",
 ) -> jax.Array:
     """Convolution of every channel with its own kernel, padded so that stride 1 keeps the size.
 
@@ -68,11 +75,12 @@ def depthwise_conv(
       kernel: `[k, k, 1, C]`, k odd.
       stride: step of the window, a divisor of H and W.
       dilation: distance of its taps.
+      method: how it is computed, the derivatives too; see `nasi_jax.types.Depthwise`.
 
     Returns:
       `[B, H / stride, W / stride, C]`.
     """
-    return _DEPTHWISE.forward(inputs, kernel, _Window(kernel.shape[0], stride, dilation))
+    return _DEPTHWISE.forward(inputs, kernel, _Window(kernel.shape[0], stride, dilation, method))
 
 
 def taps(
@@ -123,10 +131,17 @@ def largest(inputs: jax.Array, size: int, *, stride: int = 1) -> jax.Array:
     return _select_winners(inputs, winner, _Window(size, stride, 1))
 
 
+def widened(array: jax.Array) -> jax.Array:
+    """The array in float32 if it is of fewer bits: what long sums are taken in."""
+    narrow = jnp.issubdtype(array.dtype, jnp.floating) and array.dtype.itemsize < 4
+    return array.astype(jnp.float32) if narrow else array
+
+
 class _Window(NamedTuple):
     size: int
     stride: int
     dilation: int
+    method: Depthwise = "auto"
 
 
 _Map = Callable[..., jax.Array]
@@ -336,7 +351,10 @@ def _bind(primitive: Primitive) -> _Map:
 
 
 def _primitive(name: str, on_cpu: _Map, elsewhere: _Map) -> Primitive:
-    """A primitive that lowers to `on_cpu` on that backend and to `elsewhere` on others."""
+    """A primitive that lowers to `on_cpu` on that backend and to `elsewhere` on others.
+
+    Unless its window asks for one of them, as `shift` and `lax`.
+    """
     primitive = Primitive(name)
     bind = _bind(primitive)
 
@@ -351,11 +369,24 @@ def _primitive(name: str, on_cpu: _Map, elsewhere: _Map) -> Primitive:
 
     primitive.def_impl(lambda *arrays, window: jax.jit(bind, static_argnums=2)(*arrays, window))
     primitive.def_abstract_eval(abstract)
-    mlir.register_lowering(primitive, mlir.lower_fun(elsewhere, multiple_results=False))
-    mlir.register_lowering(
-        primitive, mlir.lower_fun(_uninlined(on_cpu), multiple_results=False), platform="cpu"
-    )
+    ours = _in_float32(on_cpu)
+    for platform, auto, shift in (("cpu", "shift", _uninlined(ours)), (None, "lax", ours)):
+        ways = {"shift": shift, "lax": elsewhere}
+        ways["auto"] = ways[auto]
+        mlir.register_lowering(
+            primitive, mlir.lower_fun(_by_method(ways), multiple_results=False), platform=platform
+        )
     return primitive
+
+
+def _by_method(ways: Mapping[str, _Map]) -> _Map:
+    return lambda left, right, window: ways[window.method](left, right, window)
+
+
+def _in_float32(function: _Map) -> _Map:
+    return lambda left, right, window: function(widened(left), widened(right), window).astype(
+        left.dtype
+    )
 
 
 def _uninlined(function: _Map) -> _Map:

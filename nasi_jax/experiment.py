@@ -44,7 +44,17 @@ from nasi_jax.search import (
     SearchInfo,
     SearchState,
 )
-from nasi_jax.types import Alpha, Batch, Derivative, Initializer, Loss, NormMode, SearchSpace
+from nasi_jax.types import (
+    Alpha,
+    Batch,
+    Depthwise,
+    Derivative,
+    Initializer,
+    Loss,
+    NormMode,
+    Precision,
+    SearchSpace,
+)
 
 FILES = (
     "config.json",
@@ -105,6 +115,7 @@ def build(config: SearchConfig, num_classes: int) -> tuple[SearchSpace, SearchAl
         batch_gradient,
         loss=cast(Loss, config.loss),
         derivative=cast(Derivative, config.derivative),
+        num_micro_batches=config.micro_batches,
     )
     algorithm = nasi_search.nasi(
         space,
@@ -117,6 +128,8 @@ def build(config: SearchConfig, num_classes: int) -> tuple[SearchSpace, SearchAl
         hard=config.hard,
         norm=cast(NormMode, config.norm),
         init=cast(Initializer, config.init),
+        precision=cast(Precision, config.precision),
+        depthwise=cast(Depthwise, config.depthwise),
     )
     return space, algorithm
 

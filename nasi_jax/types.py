@@ -44,6 +44,24 @@ Derivative = Literal["forward", "reverse"]
 DERIVATIVES: tuple[str, ...] = get_args(Derivative)
 
 
+Precision = Literal["float32", "bfloat16"]
+"""What activations are computed in.
+
+Parameters, statistics, sums over edges and operations, the logits, and gradients of parameters
+are float32 in either.
+"""
+PRECISIONS: tuple[str, ...] = get_args(Precision)
+
+Depthwise = Literal["auto", "shift", "lax"]
+"""How depthwise convolutions are computed: as sums of shifted multiples, or by `jax.lax`.
+
+`auto` is `shift` on CPU, where it was measured to be 60 times faster. Elsewhere it is `lax`, which
+has a kernel of its own there, where XLA would make a pass over memory of each shift that it does
+not fuse: reasoned, not measured.
+"""
+DEPTHWISE: tuple[str, ...] = get_args(Depthwise)
+
+
 class Batch(NamedTuple):
     """A mini-batch: inputs `[B, H, W, C]` and integer labels `[B]`."""
 
@@ -136,6 +154,8 @@ class SearchSpace(Protocol):
         norm: NormMode = "batch",
         init: Initializer = "he_normal",
         param_dtype: Any = jnp.float32,
+        dtype: Any = None,
+        depthwise: Depthwise = "auto",
     ) -> nn.Module:
         """The one-shot network: `(inputs, weights) -> logits [B, num_classes]`."""
         ...
@@ -149,6 +169,8 @@ class SearchSpace(Protocol):
         norm: NormMode = "batch",
         init: Initializer = "he_normal",
         param_dtype: Any = jnp.float32,
+        dtype: Any = None,
+        depthwise: Depthwise = "auto",
     ) -> nn.Module:
         """One architecture: `inputs -> logits [B, num_classes]`."""
         ...

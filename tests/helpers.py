@@ -33,7 +33,14 @@ class Toy:
         return {"ops": 1, "inputs": 2}
 
     def supernet(
-        self, num_classes, *, norm="batch", init="he_normal", param_dtype=jnp.float32
+        self,
+        num_classes,
+        *,
+        norm="batch",
+        init="he_normal",
+        param_dtype=jnp.float32,
+        dtype=None,
+        depthwise="auto",
     ) -> nn.Module:
         return ToyNetwork(num_classes, norm, param_dtype)
 

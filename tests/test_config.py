@@ -236,3 +236,21 @@ def test_explicit_values_win_over_the_variant(space, variant):
     assert config.resolved() == config
     zeros = SearchConfig(space=space, variant=variant, penalty=0, constraint=0).resolved()
     assert (zeros.penalty, zeros.constraint) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"micro_batches": 2}, "micro_batches must be 1 under norm batch"),
+        (
+            {"micro_batches": 3, "norm": "none", "batch_size": 8},
+            "batch_size must be a multiple of micro_batches, 3, got 8",
+        ),
+        ({"precision": "float16"}, "unknown precision 'float16'; known: float32, bfloat16"),
+        ({"depthwise": "fft"}, "unknown depthwise 'fft'; known: auto, shift, lax"),
+    ],
+)
+def test_settings_of_the_step(settings, message):
+    with pytest.raises(ValueError) as caught:
+        SearchConfig(**settings)
+    assert str(caught.value).startswith(message)

@@ -119,6 +119,24 @@ def test_every_derivative_is_that_of_lax(case):
         chex.assert_trees_all_close(actual[name], expected[name], rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize("method", ["shift", "lax"])
+def test_either_method_wherever_it_is_asked_for(method):
+    x, w = arguments("depthwise", 3)
+    direction = normal(2, *x.shape), normal(3, *w.shape)
+    compute = jax.jit(derivatives(functools.partial(depthwise_conv, stride=2, method=method)))
+    expected = jax.jit(derivatives(reference("depthwise", 3, 2, 1)))(x, w, direction)
+    chex.assert_trees_all_close(compute(x, w, direction), expected, rtol=1e-10, atol=1e-10)
+    grouped = "convolution" in compute.lower(x, w, direction).as_text()
+    assert grouped == (method == "lax")
+
+
+def test_bfloat16_is_summed_in_float32():
+    # 2 * 256 ones: a running sum in bfloat16 stops at 256.
+    x = jnp.ones((2, 16, 16, 1), jnp.bfloat16)
+    slope = jax.grad(lambda w: jnp.sum(depthwise_conv(x, w)).astype(jnp.float32))
+    assert float(slope(jnp.ones((1, 1, 1, 1), jnp.bfloat16))[0, 0, 0, 0]) == 512
+
+
 @pytest.mark.parametrize("case", SOME, ids=str)
 def test_derivatives_of_a_scan(case):
     x, w = arguments(*case[:2])

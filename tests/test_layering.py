@@ -11,7 +11,7 @@ ALLOWED = {
     "types": set(),
     "files": set(),
     "cache": set(),
-    "conv": set(),
+    "conv": {"types"},
     "config": {"types"},
     "kernels": {"types", "conv"},
     "cells": {"types", "conv"},

@@ -8,7 +8,9 @@ import re
 import sys
 from types import SimpleNamespace
 
+import chex
 import jax
+import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -283,6 +285,15 @@ def test_reduced_ops(name, ops):
     for genotype in samples(space, 2):
         assert space.discretize(space.one_hot(genotype)) == genotype
         assert_supernet_is_network(space, genotype)
+
+
+@pytest.mark.parametrize("num_cells", [4, 5, 10])
+@pytest.mark.parametrize("norm", ["batch", "frozen"])
+def test_stages_of_darts_of_any_length(num_cells, norm):
+    # 1, 2 and 3 normal cells in a row: the last ones leave layers behind that nothing reads.
+    space = small("darts", num_cells=num_cells, ops=("skip_connect", "dil_conv_3x3"))
+    for genotype in samples(space, 1):
+        assert_supernet_is_network(space, genotype, norm)
 
 
 @pytest.mark.parametrize("name", SPACES)
@@ -648,3 +659,31 @@ def test_hashes_agree_with_nasbench101(nasbench101, number):
     assert len(members) == 30_001 and any(members) and not all(members)
     genotype = samples(SEARCH_SPACES[f"nasbench1shot1-{number}"], 50)[0]
     assert genotype.module_hash() in hashes(number)
+
+
+@pytest.mark.parametrize("name", SPACES)
+def test_bfloat16_activations(name):
+    """Close to float32, with parameters, logits and gradients of parameters in float32."""
+    space = small(name, init_channels=4)
+    weights = some_weights(space)
+    reference = space.supernet(10)
+    supernet = space.supernet(10, dtype=jnp.bfloat16)
+    variables = supernet.init(jax.random.key(0), INPUTS, weights)
+    chex.assert_trees_all_equal(variables, reference.init(jax.random.key(0), INPUTS, weights))
+
+    def loss(net):
+        def of(variables):
+            logits = net.apply(variables, INPUTS, weights)
+            return jnp.mean(jnp.square(logits)), logits
+
+        (_, logits), gradient = jax.jit(jax.value_and_grad(of, has_aux=True))(variables)
+        return logits, gradient
+
+    (logits, gradient), (expected, slopes) = loss(supernet), loss(reference)
+    assert logits.dtype == jnp.float32
+    chex.assert_trees_all_equal_dtypes(gradient, variables)
+    distance = float(jnp.linalg.norm(logits - expected) / jnp.linalg.norm(expected))
+    assert 0 < distance < 0.1
+    ours, theirs = (jax.flatten_util.ravel_pytree(each)[0] for each in (gradient, slopes))
+    cosine = float(ours @ theirs / jnp.linalg.norm(ours) / jnp.linalg.norm(theirs))
+    assert 0.9 < cosine < 1

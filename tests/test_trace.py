@@ -4,6 +4,7 @@ import functools
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -262,3 +263,42 @@ def test_derivative_is_the_limit_of_differences_in_alpha(name, norm):
     for result in measured(name, norm):
         slope = np.dot(flat(result.double["oracle"][1][0]), flat(result.direction))
         np.testing.assert_allclose(result.difference, slope, rtol=1e-6)
+
+
+@pytest.mark.parametrize("derivative", DERIVATIVES)
+@pytest.mark.parametrize("norm", ["frozen", "none"])
+def test_micro_batches_change_nothing(norm, derivative, x64):
+    space = search_space("nasbench201", init_channels=2, num_cells=1)
+    supernet = space.supernet(4, norm=norm, param_dtype=jnp.float64)
+    inputs = jax.random.normal(jax.random.key(0), (6, 8, 8, 3), jnp.float64)
+    batch = Batch(inputs, jnp.array([0, 1, 2, 3, 0, 1]))
+    alpha = {"cell": jax.random.uniform(jax.random.key(1), (6, 5), jnp.float64)}
+    params = supernet.init(jax.random.key(2), inputs, alpha)["params"]
+
+    def trace(alpha, num_micro_batches):
+        apply_fn = close_over(supernet, params, alpha, norm=norm, reference=inputs)
+        return batch_gradient(
+            jax.random.key(0),
+            apply_fn,
+            params,
+            batch,
+            derivative=derivative,
+            num_micro_batches=num_micro_batches,
+        )
+
+    compute = jax.jit(jax.value_and_grad(trace), static_argnums=1)
+    chex.assert_trees_all_close(compute(alpha, 3), compute(alpha, 1), rtol=1e-10, atol=1e-10)
+    assert float(jnp.linalg.norm(compute(alpha, 3)[1]["cell"])) > 0
+
+
+def test_micro_batches_of_coupled_examples_are_refused():
+    def centred(params, inputs):
+        outputs = inputs @ params
+        return outputs - jnp.mean(outputs, axis=0, keepdims=True)
+
+    batch = Batch(jnp.ones((4, 3)), jnp.zeros(4, jnp.int32))
+    compute = functools.partial(batch_gradient, jax.random.key(0), centred, jnp.ones((3, 2)), batch)
+    with pytest.raises(ValueError, match="depend on the other examples"):
+        compute(num_micro_batches=2)
+    with pytest.raises(ValueError, match="must divide the batch size 4, got 3"):
+        compute(num_micro_batches=3)

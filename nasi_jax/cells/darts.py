@@ -22,7 +22,7 @@ from nasi_jax.cells.ops import (
     ReluConvNorm,
     darts_op,
 )
-from nasi_jax.types import Alpha, Choice, Edge, Initializer, NormMode
+from nasi_jax.types import Alpha, Choice, Depthwise, Edge, Initializer, NormMode
 
 NODES = range(2, 6)
 """The intermediate nodes; nodes 0 and 1 are the outputs of the two cells before."""
@@ -124,9 +124,11 @@ class Darts:
         norm: NormMode = "batch",
         init: Initializer = "he_normal",
         param_dtype: Any = jnp.float32,
+        dtype: Any = None,
+        depthwise: Depthwise = "auto",
     ) -> nn.Module:
         """The one-shot network: `(inputs, weights) -> logits [B, num_classes]`."""
-        spec = LayerSpec(norm, affine=False, init=init, param_dtype=param_dtype)
+        spec = LayerSpec(norm, False, init, param_dtype, dtype, depthwise)
         return DartsSupernet(num_classes, self.init_channels, self.num_cells, spec, self.ops)
 
     def network(
@@ -138,6 +140,8 @@ class Darts:
         norm: NormMode = "batch",
         init: Initializer = "he_normal",
         param_dtype: Any = jnp.float32,
+        dtype: Any = None,
+        depthwise: Depthwise = "auto",
     ) -> nn.Module:
         """One genotype's network: `inputs -> logits [B, num_classes]`.
 
@@ -146,7 +150,7 @@ class Darts:
         shift in the normalisation, and none of it behind pools.
         """
         searching = form == "search"
-        spec = LayerSpec(norm, affine=not searching, init=init, param_dtype=param_dtype)
+        spec = LayerSpec(norm, not searching, init, param_dtype, dtype, depthwise)
         return DartsNetwork(
             num_classes, self.init_channels, self.num_cells, spec, genotype, pool_norm=searching
         )

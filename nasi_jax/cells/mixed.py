@@ -10,6 +10,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from nasi_jax.conv import widened
+
 ApplyOp = Callable[[str, jax.Array], jax.Array]
 """Applies the operation of that name, inside a compact method of a module."""
 
@@ -37,9 +39,11 @@ def mixed_op(
       inputs: `[B, H, W, C]`.
     """
     outputs = [
-        weights[column] * apply_op(op, inputs) for column, op in enumerate(ops) if op != "none"
+        weights[column] * widened(apply_op(op, inputs))
+        for column, op in enumerate(ops)
+        if op != "none"
     ]
-    return functools.reduce(jnp.add, outputs)
+    return functools.reduce(jnp.add, outputs).astype(inputs.dtype)
 
 
 class _MixedEdge(nn.Module):

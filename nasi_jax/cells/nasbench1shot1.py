@@ -24,7 +24,8 @@ from nasi_jax.cells.ops import (
     halving_max_pool,
     max_pool,
 )
-from nasi_jax.types import Alpha, Choice, Initializer, NormMode
+from nasi_jax.conv import widened
+from nasi_jax.types import Alpha, Choice, Depthwise, Initializer, NormMode
 
 NUM_PARENTS = {1: (1, 2, 2, 2, 2), 2: (1, 1, 2, 2, 3), 3: (1, 1, 1, 2, 2, 2)}
 """For each space how many vertices each intermediate vertex reads, and last the output."""
@@ -164,9 +165,11 @@ class Nasbench1Shot1:
         norm: NormMode = "batch",
         init: Initializer = "he_normal",
         param_dtype: Any = jnp.float32,
+        dtype: Any = None,
+        depthwise: Depthwise = "auto",
     ) -> nn.Module:
         """The one-shot network: `(inputs, weights) -> logits [B, num_classes]`."""
-        spec = LayerSpec(norm, affine=True, init=init, param_dtype=param_dtype)
+        spec = LayerSpec(norm, True, init, param_dtype, dtype, depthwise)
         return self._one_shot(num_classes, spec, None)
 
     def network(
@@ -178,6 +181,8 @@ class Nasbench1Shot1:
         norm: NormMode = "batch",
         init: Initializer = "he_normal",
         param_dtype: Any = jnp.float32,
+        dtype: Any = None,
+        depthwise: Depthwise = "auto",
     ) -> nn.Module:
         """One cell's network: `inputs -> logits [B, num_classes]`.
 
@@ -186,7 +191,7 @@ class Nasbench1Shot1:
         the pruned cell, 3 stages of 3 cells from 128 channels on, whatever this space's fields
         say.
         """
-        spec = LayerSpec(norm, affine=True, init=init, param_dtype=param_dtype)
+        spec = LayerSpec(norm, True, init, param_dtype, dtype, depthwise)
         if form == "evaluation":
             return Nasbench101Network(num_classes, genotype.prune(), spec)
         self.one_hot(genotype)
@@ -239,7 +244,8 @@ class _MixedVertex(nn.Module):
     ) -> tuple[jax.Array, None]:
         index, parents, weights = vertex
         projected = ConvNormRelu(self.features, 1, self.spec, name="projection")(inputs)
-        total = parents[0] * projected + jnp.tensordot(parents[1:], states, axes=1)
+        others = jnp.tensordot(parents[1:], widened(states), axes=1)
+        total = (parents[0] * widened(projected) + others).astype(projected.dtype)
         apply_op = functools.partial(_apply_op, features=self.features, spec=self.spec)
         return states.at[index].set(mixed_op(apply_op, self.ops, weights, total)), None
 
@@ -268,11 +274,12 @@ class _OneShotCell(nn.Module):
         )(self.ops, self.features, self.spec, name="vertices")
         states, _ = scan(states, inputs, (jnp.arange(self.num_vertices), parents, weights["ops"]))
         read = weights["inputs_output"][0]
-        joined = read[1:, None, None, None, None] * states
+        joined = read[1:, None, None, None, None] * widened(states)
         projection = ConvNormRelu(
             self.num_vertices * self.features, 1, self.spec, name="output_projection"
         )
-        return jnp.concatenate(list(joined), axis=-1) + read[0] * projection(inputs)
+        outputs = jnp.concatenate(list(joined), axis=-1) + read[0] * widened(projection(inputs))
+        return outputs.astype(inputs.dtype)
 
     def _parents(self, weights: Alpha, vertex: int) -> jax.Array:
         """Weights `[num_vertices + 1]` of what a vertex reads; without a choice it reads all."""

@@ -16,7 +16,7 @@ from nasi_jax.cells.choice import indicator, random_alpha, selected
 from nasi_jax.cells.genotype import NASBENCH201_OPS, Nasbench201Genotype
 from nasi_jax.cells.mixed import Scope, add_mixed_edges, unstacked
 from nasi_jax.cells.ops import Conv, Head, LayerSpec, ReluConvNorm, avg_pool, halving_avg_pool
-from nasi_jax.types import Alpha, Choice, Initializer, NormMode
+from nasi_jax.types import Alpha, Choice, Depthwise, Initializer, NormMode
 
 EDGES = tuple((source, node) for node in range(1, 4) for source in range(node))
 """`(node read, node)` in the order of `arch_str` and of alpha's rows."""
@@ -85,9 +85,11 @@ class Nasbench201:
         norm: NormMode = "batch",
         init: Initializer = "he_normal",
         param_dtype: Any = jnp.float32,
+        dtype: Any = None,
+        depthwise: Depthwise = "auto",
     ) -> nn.Module:
         """The one-shot network: `(inputs, weights) -> logits [B, num_classes]`."""
-        spec = LayerSpec(norm, affine=False, init=init, param_dtype=param_dtype)
+        spec = LayerSpec(norm, False, init, param_dtype, dtype, depthwise)
         return Nasbench201Network(
             num_classes, self.init_channels, self.num_cells, spec, ops=self.ops
         )
@@ -101,6 +103,8 @@ class Nasbench201:
         norm: NormMode = "batch",
         init: Initializer = "he_normal",
         param_dtype: Any = jnp.float32,
+        dtype: Any = None,
+        depthwise: Depthwise = "auto",
     ) -> nn.Module:
         """One cell's network: `inputs -> logits [B, num_classes]`.
 
@@ -108,7 +112,7 @@ class Nasbench201:
         parameters after `inherit`. Form `evaluation` has scale and shift in its normalisation, as
         the networks that the benchmark trained and counted.
         """
-        spec = LayerSpec(norm, affine=form == "evaluation", init=init, param_dtype=param_dtype)
+        spec = LayerSpec(norm, form == "evaluation", init, param_dtype, dtype, depthwise)
         return Nasbench201Network(
             num_classes, self.init_channels, self.num_cells, spec, genotype=genotype
         )

@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from nasi_jax.conv import widened
 from nasi_jax.types import NormMode
 
 
@@ -31,16 +32,16 @@ class Norm(nn.Module):
     @nn.compact
     def __call__(self, inputs: jax.Array) -> jax.Array:
         """Normalises `[B, H, W, C]`."""
-        outputs = inputs
+        outputs = widened(inputs)
         if self.mode != "none":
-            mean, variance = self._statistics(inputs)
-            outputs = (inputs - mean) * jax.lax.rsqrt(variance + 1e-5)
+            mean, variance = self._statistics(outputs)
+            outputs = (outputs - mean) * jax.lax.rsqrt(variance + 1e-5)
         if self.affine:
             shape = (inputs.shape[-1],)
             scale = self.param("scale", nn.initializers.ones, shape, self.param_dtype)
             shift = self.param("bias", nn.initializers.zeros, shape, self.param_dtype)
             outputs = outputs * scale.reshape(1, 1, 1, -1) + shift.reshape(1, 1, 1, -1)
-        return outputs
+        return outputs.astype(inputs.dtype)
 
     def _statistics(self, inputs: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Mean and variance as `[1, 1, 1, C]`."""

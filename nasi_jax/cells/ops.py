@@ -14,8 +14,8 @@ import numpy as np
 from jax import lax
 
 from nasi_jax.cells.norm import Norm
-from nasi_jax.conv import conv, depthwise_conv, largest
-from nasi_jax.types import Initializer, NormMode
+from nasi_jax.conv import conv, depthwise_conv, largest, widened
+from nasi_jax.types import Depthwise, Initializer, NormMode
 
 
 @dataclass(frozen=True)
@@ -27,16 +27,24 @@ class LayerSpec:
       affine: whether normalisation has scale and shift.
       init: distribution of the initial kernels.
       param_dtype: dtype of the parameters.
+      dtype: dtype of the activations; that of the inputs if None.
+      depthwise: how depthwise convolutions are computed.
     """
 
     norm: NormMode = "batch"
     affine: bool = False
     init: Initializer = "he_normal"
     param_dtype: Any = jnp.float32
+    dtype: Any = None
+    depthwise: Depthwise = "auto"
 
     def normalise(self, name: str = "norm") -> Norm:
         """A normalisation layer."""
         return Norm(self.norm, self.affine, self.param_dtype, name=name)
+
+    def cast(self, *arrays: jax.Array) -> tuple[jax.Array, ...]:
+        """Arrays in the dtype of the activations."""
+        return arrays if self.dtype is None else tuple(each.astype(self.dtype) for each in arrays)
 
 
 def kernel_init(name: Initializer) -> Callable[..., jax.Array]:
@@ -106,7 +114,7 @@ class Conv(nn.Module):
         """Maps `[B, H, W, C]` to `[B, H / stride, W / stride, features]`."""
         shape = (self.size, self.size, inputs.shape[-1], self.features)
         kernel = self.param("kernel", kernel_init(self.spec.init), shape, self.spec.param_dtype)
-        return conv(inputs, kernel, stride=self.stride)
+        return conv(*self.spec.cast(inputs, kernel), stride=self.stride)
 
 
 class DepthwiseConv(nn.Module):
@@ -122,7 +130,12 @@ class DepthwiseConv(nn.Module):
         """Maps `[B, H, W, C]` to `[B, H / stride, W / stride, C]`."""
         shape = (self.size, self.size, 1, inputs.shape[-1])
         kernel = self.param("kernel", kernel_init(self.spec.init), shape, self.spec.param_dtype)
-        return depthwise_conv(inputs, kernel, stride=self.stride, dilation=self.dilation)
+        return depthwise_conv(
+            *self.spec.cast(inputs, kernel),
+            stride=self.stride,
+            dilation=self.dilation,
+            method=self.spec.depthwise,
+        )
 
 
 class ReluConvNorm(nn.Module):
@@ -237,7 +250,7 @@ class Head(nn.Module):
     @nn.compact
     def __call__(self, inputs: jax.Array) -> jax.Array:
         """Maps `[B, H, W, C]` to logits `[B, num_classes]`."""
-        features = jnp.mean(inputs, axis=(1, 2))
+        features = jnp.mean(widened(inputs), axis=(1, 2))
         shape = (features.shape[-1], self.num_classes)
         kernel = self.param("kernel", kernel_init(self.spec.init), shape, self.spec.param_dtype)
         bias = self.param("bias", nn.initializers.zeros, (self.num_classes,), self.spec.param_dtype)

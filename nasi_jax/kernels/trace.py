@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
+from nasi_jax.kernels.independence import require_independent
 from nasi_jax.kernels.per_example import squared_gradient_norms, squared_norm
 from nasi_jax.types import ApplyFn, Batch, Derivative, Loss, Params
 
@@ -39,6 +40,7 @@ def batch_gradient(
     *,
     loss: Loss = "cross_entropy",
     derivative: Derivative = "reverse",
+    num_micro_batches: int = 1,
 ) -> jax.Array:
     """NASI's estimate of the NTK's trace norm: the squared norm of one mini-batch gradient.
 
@@ -59,14 +61,34 @@ def batch_gradient(
         <grad_theta L, v> is a forward-mode derivative of L: no backward pass is differentiated,
         and the parameters get no second cotangent. A second differentiation of `forward` is
         wrong.
+      num_micro_batches: how many parts of the batch to go through one after another. The gradient
+        is a mean over the examples, so this changes nothing but the memory, which is that of one
+        part: all else is computed anew for the derivative.
 
     Returns:
       A scalar, at least 0.
+
+    Raises:
+      ValueError: if the batch does not part evenly, or its examples are coupled, whose gradient is
+        not a mean over parts.
     """
     del key
+    if len(batch.labels) % num_micro_batches:
+        raise ValueError(
+            f"num_micro_batches must divide the batch size {len(batch.labels)}, "
+            f"got {num_micro_batches}"
+        )
+    if num_micro_batches > 1:
+        require_independent(apply_fn, params, batch.inputs, None)
+    parts = jax.tree.map(lambda leaf: leaf.reshape(num_micro_batches, -1, *leaf.shape[1:]), batch)
 
     def loss_of(params: Params) -> jax.Array:
-        return mean_loss(apply_fn(params, batch.inputs), batch.labels, loss)
+        def of_part(part: Batch) -> jax.Array:
+            return mean_loss(apply_fn(params, part.inputs), part.labels, loss)
+
+        if num_micro_batches == 1:
+            return of_part(batch)
+        return jnp.mean(lax.map(jax.checkpoint(of_part), parts))
 
     if derivative == "reverse":
         return squared_norm(jax.grad(loss_of)(params))

@@ -12,7 +12,17 @@ import optax
 from nasi_jax.kernels.trace import batch_gradient
 from nasi_jax.search.objective import Constraint, ConstraintState, adaptive, penalised
 from nasi_jax.search.relaxation import close_over, gumbel_softmax, init_params
-from nasi_jax.types import Alpha, Batch, Initializer, NormMode, Params, ProxyFn, SearchSpace
+from nasi_jax.types import (
+    Alpha,
+    Batch,
+    Depthwise,
+    Initializer,
+    NormMode,
+    Params,
+    Precision,
+    ProxyFn,
+    SearchSpace,
+)
 
 
 class SearchState(NamedTuple):
@@ -110,6 +120,8 @@ def nasi(
     move_alpha: bool = False,
     norm: NormMode = "batch",
     init: Initializer = "he_normal",
+    precision: Precision = "float32",
+    depthwise: Depthwise = "auto",
 ) -> SearchAlgorithm:
     """NASI in a search space.
 
@@ -129,12 +141,16 @@ def nasi(
         them at alpha_0 = 0; an optimizer such as `optax.adam` means to move.
       norm: the supernet's norm mode; see `nasi_jax.types.NormMode`.
       init: distribution of theta_0.
+      precision: what the supernet's activations are computed in.
+      depthwise: how its depthwise convolutions are computed.
 
     Returns:
       The search as `init(key, batch)` and `step(key, state, batch)`.
     """
     rule = adaptive(500.0) if constraint is None else constraint
-    supernet = space.supernet(num_classes, norm=norm, init=init)
+    supernet = space.supernet(
+        num_classes, norm=norm, init=init, dtype=jnp.dtype(precision), depthwise=depthwise
+    )
 
     def trace_of(
         key: jax.Array,
