@@ -17,7 +17,7 @@ from __future__ import annotations
 import functools
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -88,8 +88,8 @@ def quantities() -> dict[
     }
 
 
-def measure(config: Config) -> list[dict[str, Any]]:
-    """A row for each quantity."""
+def measure(config: Config, names: Collection[str] | None = None) -> list[dict[str, Any]]:
+    """A row for each quantity, or for those of the given names."""
     space = search_space(
         "nasbench201", init_channels=config.init_channels, num_cells=config.num_cells
     )
@@ -105,6 +105,8 @@ def measure(config: Config) -> list[dict[str, Any]]:
 
     rows = []
     for name, (function, to_trace) in quantities().items():
+        if names is not None and name not in names:
+            continue
 
         def compute(key: jax.Array, params: Any, batch: Batch, function: Any = function) -> Any:
             return function(key, apply_fn, params, batch)

@@ -279,8 +279,8 @@ def _layer(operation: Operation) -> _Layer | None:
     if len(operation.labels) != 2 or operation.labels[0] is not None or operation.labels[1] is None:
         return None
     if operation.name in ("dense_conv", "depthwise_conv"):
-        size, stride, dilation = operation.params["window"]
-        half = dilation * (size - 1) // 2
+        window = operation.params["window"]
+        half = window.dilation * (window.size - 1) // 2
         channels = operation.inputs[0].shape[-1]
         dimensions = lax.conv_dimension_numbers(
             operation.inputs[0].shape, operation.inputs[1].shape, ("NHWC", "HWIO", "NHWC")
@@ -288,10 +288,10 @@ def _layer(operation: Operation) -> _Layer | None:
         return _conv_layer(
             operation,
             dimensions,
-            strides=(stride, stride),
+            strides=(window.stride, window.stride),
             padding=((half, half), (half, half)),
             lhs_dilation=(1, 1),
-            rhs_dilation=(dilation, dilation),
+            rhs_dilation=(window.dilation, window.dilation),
             groups=1 if operation.name == "dense_conv" else channels,
         )
     if operation.name == "conv_general_dilated" and operation.params["batch_group_count"] == 1:

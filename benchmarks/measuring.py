@@ -1,0 +1,53 @@
+"""What the benchmarks of whole programs share: a process of its own for each, seconds, memory.
+
+Imports no JAX: a process that measures another library would carry its memory.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import resource
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+def alone(function: Callable[..., T], *args: Any) -> T:
+    """What a function returns that is called in a fresh process, which then ends.
+
+    Args:
+      function: a function at the top level of its module.
+      *args: its arguments; they and what it returns are pickled.
+    """
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
+        return pool.submit(function, *args).result()
+
+
+def timed(function: Callable[[], Any], repeats: int) -> list[float]:
+    """Wall-clock seconds of each of the calls, after one that is not timed."""
+    function()
+    seconds = []
+    for _ in range(repeats):
+        begin = time.perf_counter()
+        function()
+        seconds.append(time.perf_counter() - begin)
+    return seconds
+
+
+def peak_megabytes() -> float:
+    """The largest resident memory that this process had so far, the interpreter's included."""
+    # On Linux ru_maxrss of a fresh process is not below that of the process that started it
+    # (500 MB there made 500 MB of 11 here); VmHWM starts anew.
+    status = Path("/proc/self/status")
+    if status.exists():
+        lines = status.read_text().splitlines()
+        (kilobytes,) = (line.split()[1] for line in lines if line.startswith("VmHWM:"))
+        return int(kilobytes) * 1024 / 1e6
+    largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return largest * (1 if sys.platform == "darwin" else 1024) / 1e6
