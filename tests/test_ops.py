@@ -1,3 +1,4 @@
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -290,6 +291,40 @@ def test_norm_formula(mode, affine):
         moved = {**variables, "params": {"scale": scale, "bias": shift}}
         expected = expected * np.asarray(scale) + np.asarray(shift)
         np.testing.assert_allclose(module.apply(moved, x), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_every_derivative_of_batch_norm(x64):
+    """Against those that JAX finds of the formula, in float64."""
+
+    def formula(x):
+        mean = jnp.mean(x, axis=(0, 1, 2), keepdims=True)
+        variance = jnp.mean(jnp.square(x - mean), axis=(0, 1, 2), keepdims=True)
+        return (x - mean) / jnp.sqrt(variance + 1e-5)
+
+    # Variances of 1e-4 and less, where epsilon is a part of them.
+    x, direction = (
+        0.01 * normal(4, 3, 3, 2, seed=seed, dtype=np.float64) * jnp.array([[[[1.0, 0.1]]]])
+        for seed in (0, 1)
+    )
+
+    def derivatives(function):
+        def scalar(x):
+            return jnp.sum(jnp.sin(function(x)) * jnp.cos(x))
+
+        gradient = jax.grad(scalar)
+        return {
+            "jvp": jax.jvp(function, (x,), (direction,)),
+            "gradient": gradient(x),
+            "forward over reverse": jax.jvp(gradient, (x,), (direction,))[1],
+            "reverse over forward": jax.grad(lambda x: jax.jvp(scalar, (x,), (direction,))[1])(x),
+            "third": jax.grad(
+                lambda x: jnp.sum(jnp.square(jax.jvp(gradient, (x,), (direction,))[1]))
+            )(x),
+        }
+
+    ours = derivatives(lambda x: Norm("batch", False).apply({}, x))
+    for name, expected in derivatives(formula).items():
+        chex.assert_trees_all_close(ours[name], expected, rtol=1e-9)
 
 
 @pytest.mark.parametrize("mode", NORM_MODES)
