@@ -475,7 +475,7 @@ def test_reductions_of_darts(num_cells):
         return variables["params"], space.inherit(variables)["params"]
 
     stacked, shapes = jax.eval_shape(shapes_of, jax.random.key(0))
-    reductions = [number for number in range(num_cells) if f"cell_{number}" in stacked]
+    reductions = [number for number in range(num_cells) if f"halving_{number}" in stacked]
     assert reductions == [num_cells // 3, 2 * num_cells // 3]
     channels = [shapes[f"second_{index}"]["conv"]["kernel"].shape[-1] for index in range(num_cells)]
     passed = [sum(reduction <= index for reduction in reductions) for index in range(num_cells)]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+import itertools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -29,6 +30,9 @@ NODES = range(2, 6)
 
 EDGES = tuple((source, node) for node in NODES for source in range(node))
 """`(node read, node)` of the 14 edges, in the order of alpha's rows."""
+
+EDGES_OF_INPUTS = tuple(edge for edge in EDGES if edge[0] < 2)
+"""Those that leave the inputs of a cell, and have stride 2 in a reduction cell."""
 
 CELLS = ("normal", "reduce")
 
@@ -161,53 +165,51 @@ class Darts:
         The supernet keeps the cells of a stage stacked, and the edges of a cell; here each has
         its own entry.
         """
-        stages = [stage for stage in _stages(self.num_cells) if not stage.reduction]
-        names = {f"stage_{stage.start}": stage.names() for stage in stages}
+        stages = _stages(self.num_cells)
         return {
-            collection: {
-                layer: unstacked(values, _stacks("edges_of_inputs" in values))
-                if layer.startswith("cell_")
-                else values
-                for layer, values in _without_stages(layers, names).items()
-            }
+            collection: functools.reduce(_unstack, stages, layers)
             for collection, layers in variables.items()
         }
 
 
 class _Stage(NamedTuple):
-    """Cells that follow one another: one reduction cell, or as many normal ones as there are."""
+    """The cells of one image size. In all stages but the first the first is a reduction cell."""
 
     start: int
     length: int
     reduction: bool
 
-    def names(self) -> dict[str, list[str]]:
-        """For each stack of a stage of normal cells the names of its slices."""
-        cells = range(self.start, self.start + self.length)
-        return {
-            "cell": [f"cell_{index}" for index in cells],
-            "second": [f"second_{index}" for index in cells[1:]],
-            "first": [f"first_{index}" for index in cells[2:]],
-        }
-
 
 def _stages(num_cells: int) -> tuple[_Stage, ...]:
-    reductions = (num_cells // 3, 2 * num_cells // 3)
-    stages, start = [], 0
-    for index in reductions:
-        stages += [_Stage(start, index - start, False), _Stage(index, 1, True)]
-        start = index + 1
-    stages.append(_Stage(start, num_cells - start, False))
-    return tuple(stage for stage in stages if stage.length > 0)
+    starts = (0, num_cells // 3, 2 * num_cells // 3, num_cells)
+    return tuple(
+        _Stage(start, end - start, reduction=start > 0) for start, end in itertools.pairwise(starts)
+    )
 
 
-def _without_stages(
-    layers: Mapping[str, Any], names: Mapping[str, Mapping[str, list[str]]]
-) -> dict[str, Any]:
-    """Layers with an entry for each cell of a stage in place of the stage."""
-    flat = {layer: values for layer, values in layers.items() if layer not in names}
-    for stage, slices in names.items():
-        flat |= unstacked(layers.get(stage, {}), slices)
+def _unstack(layers: Mapping[str, Any], stage: _Stage) -> dict[str, Any]:
+    """Layers with an entry for each cell of a stage, and in it for each edge, in place of stacks.
+
+    Of a stack only what something reads: no edge of stride 1 leaves the inputs of a reduction
+    cell, and the last cells have none after them that would read them.
+    """
+    flat = dict(layers)
+    halving = flat.pop(f"halving_{stage.start}", {})
+    stacks = flat.pop(f"stage_{stage.start}", {})
+
+    def part(name: str, position: int) -> Any:
+        return jax.tree.map(lambda leaf: leaf[position], stacks.get(name, {}))
+
+    for position in range(stage.length):
+        index = stage.start + position
+        cell = unstacked({"edges": part("edges", position)}, {"edges": _names(EDGES)})
+        if stage.reduction and position == 0:
+            cell |= unstacked({"edges": halving}, {"edges": _names(EDGES_OF_INPUTS)})
+        flat[f"cell_{index}"] = cell
+        if position >= 1:
+            flat[f"second_{index}"] = part("second", position - 1)
+        if position >= 2:
+            flat[f"first_{index}"] = part("first", position - 2)
     return flat
 
 
@@ -215,62 +217,12 @@ def _edges_by_node(edges: tuple[Edge, ...]) -> list[tuple[int, Edge]]:
     return [(node, edges[2 * index + rank]) for index, node in enumerate(NODES) for rank in (0, 1)]
 
 
-def _groups(reduction: bool) -> dict[str, tuple[int, tuple[int, ...]]]:
-    """The edges that share a stride: name -> (stride, rows of alpha).
-
-    In a reduction cell the edges that leave the cell's inputs have stride 2. They come first:
-    a scan must meet the edges into a node before those that leave it.
-    """
-    rows = range(len(EDGES))
-    if not reduction:
-        return {"edges": (1, tuple(rows))}
-    from_inputs = tuple(row for row in rows if EDGES[row][0] < 2)
-    others = tuple(row for row in rows if EDGES[row][0] >= 2)
-    return {"edges_of_inputs": (2, from_inputs), "edges": (1, others)}
-
-
-def _stacks(reduction: bool) -> dict[str, list[str]]:
-    return {
-        name: [_edge_name(*EDGES[row]) for row in rows]
-        for name, (_, rows) in _groups(reduction).items()
-    }
+def _names(edges: Sequence[tuple[int, int]]) -> list[str]:
+    return [_edge_name(*edge) for edge in edges]
 
 
 def _edge_name(source: int, node: int) -> str:
     return f"edge_{source}_{node}"
-
-
-class _Supercell(nn.Module):
-    """A cell with every operation on every edge.
-
-    Of the 14 edges only the states are kept for the derivatives: what the operations leave on
-    the way is many times as large.
-    """
-
-    ops: tuple[str, ...]
-    reduction: bool
-    spec: LayerSpec
-
-    @nn.compact
-    def __call__(self, first: jax.Array, second: jax.Array, weights: jax.Array) -> jax.Array:
-        inputs = jnp.stack([first, second])
-        batch, height, width, channels = first.shape
-        if self.reduction:
-            states = jnp.zeros((6, batch, height // 2, width // 2, channels), first.dtype)
-        else:
-            states = jnp.concatenate([inputs, jnp.zeros((4, *first.shape), first.dtype)])
-        for name, (stride, rows) in _groups(self.reduction).items():
-            states = add_mixed_edges(
-                states,
-                [EDGES[row] for row in rows],
-                weights[jnp.array(rows)],
-                ops=self.ops,
-                apply_op=functools.partial(darts_op, stride=stride, spec=self.spec, pool_norm=True),
-                name=name,
-                inputs=inputs if stride == 2 else None,
-                remat=True,
-            )
-        return jnp.concatenate([states[node] for node in NODES], axis=-1)
 
 
 class _Cell(nn.Module):
@@ -295,12 +247,13 @@ class _Cell(nn.Module):
 
 
 class _StageCell(nn.Module):
-    """A mixed normal cell of a stage, and what reads its output: one step of a scan over cells.
+    """The edges of stride 1 of a cell, and what reads its output: one step of a scan over cells.
 
     A cell reads the outputs of the two before it, each through a layer of its own. Which cells
     those are, and so what shape these layers have, differs for the first cells of a stage. So
     what is carried are their outputs: those that this cell reads, and the first input of the
-    next one. The last cells thus have layers that nothing reads.
+    next one; then what the nodes of this cell have been given already; then the outputs of the
+    last two cells. The last cells thus have layers that nothing reads.
     """
 
     ops: tuple[str, ...]
@@ -310,13 +263,44 @@ class _StageCell(nn.Module):
     def __call__(
         self, carry: tuple[jax.Array, ...], weights: jax.Array
     ) -> tuple[tuple[jax.Array, ...], None]:
-        first, second, next_first, _, before = carry
-        cell = _Supercell(self.ops, False, self.spec, name="cell")
-        output = cell(first, second, weights)
+        first, second, next_first, nodes, _, before = carry
+        states = jnp.concatenate([first[None], second[None], nodes])
+        states = _add_edges(states, EDGES, weights, self.ops, self.spec, "edges", stride=1)
+        output = jnp.concatenate([states[node] for node in NODES], axis=-1)
         channels = first.shape[-1]
         next_second = ReluConvNorm(channels, 1, self.spec, name="second")(output)
         after_next = ReluConvNorm(channels, 1, self.spec, name="first")(output)
-        return (next_first, next_second, after_next, before, output), None
+        blank = jnp.zeros_like(nodes)
+        return (next_first, next_second, after_next, blank, before, output), None
+
+
+def _add_edges(
+    states: jax.Array,
+    edges: tuple[tuple[int, int], ...],
+    weights: jax.Array,
+    ops: tuple[str, ...],
+    spec: LayerSpec,
+    name: str,
+    *,
+    stride: int,
+    inputs: jax.Array | None = None,
+) -> jax.Array:
+    """`add_mixed_edges` of DARTS.
+
+    Of the edges only the states are kept for the derivatives: what the operations leave on the
+    way is many times as large.
+    """
+    apply_op = functools.partial(darts_op, stride=stride, spec=spec, pool_norm=True)
+    return add_mixed_edges(
+        states,
+        edges,
+        weights,
+        ops=ops,
+        apply_op=apply_op,
+        name=name,
+        inputs=inputs,
+        remat=True,
+    )
 
 
 class _Skeleton(nn.Module):
@@ -332,14 +316,21 @@ class _Skeleton(nn.Module):
         stem = Conv(3 * self.init_channels, 3, self.spec, name="stem")(inputs)
         return self.spec.normalise("stem_norm")(stem)
 
+    def first_input(
+        self, index: int, inputs: jax.Array, channels: int, *, halve: bool
+    ) -> jax.Array:
+        """The first input of a cell, brought to its channels and to the size of the second."""
+        name = f"first_{index}"
+        if halve:
+            return FactorizedReduce(channels, self.spec, name=name)(inputs)
+        return ReluConvNorm(channels, 1, self.spec, name=name)(inputs)
+
     def preprocess(
         self, index: int, first: jax.Array, second: jax.Array, channels: int
     ) -> tuple[jax.Array, jax.Array]:
         """Both inputs of a cell, brought to its channels and to the size of the second one."""
-        if first.shape[1] == second.shape[1]:
-            first = ReluConvNorm(channels, 1, self.spec, name=f"first_{index}")(first)
-        else:
-            first = FactorizedReduce(channels, self.spec, name=f"first_{index}")(first)
+        halve = first.shape[1] != second.shape[1]
+        first = self.first_input(index, first, channels, halve=halve)
         return first, ReluConvNorm(channels, 1, self.spec, name=f"second_{index}")(second)
 
     def head(self, inputs: jax.Array) -> jax.Array:
@@ -348,49 +339,61 @@ class _Skeleton(nn.Module):
 
 
 class DartsSupernet(_Skeleton):
-    """The one-shot network. The normal cells of a stage are a scan over stacked parameters."""
+    """The one-shot network. A stage is a scan over its cells, and a cell one over its edges.
+
+    So that a reduction cell is a step of that scan as well, its edges of stride 2 come before it,
+    as a scan of their own; in the step the edges that leave its inputs then have weight 0.
+    """
 
     ops: tuple[str, ...] = DARTS_OPS
 
     @nn.compact
     def __call__(self, inputs: jax.Array, weights: Alpha) -> jax.Array:
         """Maps `[B, H, W, C]` to logits; `weights` has the structure of alpha."""
-        first = second = self.stem(inputs)
-        channels = self.init_channels
-        for stage in _stages(self.num_cells):
-            channels *= 2 if stage.reduction else 1
-            read = self.preprocess(stage.start, first, second, channels)
-            if stage.reduction:
-                cell = _Supercell(self.ops, True, self.spec, name=f"cell_{stage.start}")
-                first, second = second, cell(*read, weights["reduce"])
-            else:
-                first, second = self._normal_cells(stage, *read, second, weights["normal"])
-        return self.head(second)
+        before = last = self.stem(inputs)
+        for number, stage in enumerate(_stages(self.num_cells)):
+            channels = self.init_channels * 2**number
+            before, last = self._stage(stage, before, last, channels, weights)
+        return self.head(last)
 
-    def _normal_cells(
-        self,
-        stage: _Stage,
-        first: jax.Array,
-        second: jax.Array,
-        before: jax.Array,
-        weights: jax.Array,
+    def _stage(
+        self, stage: _Stage, before: jax.Array, last: jax.Array, channels: int, weights: Alpha
     ) -> tuple[jax.Array, jax.Array]:
-        """The outputs of the last two cells of a stage, or of the only one and `before`."""
+        """The outputs of the last two cells of a stage, from those of the two before it."""
+        first, second = self.preprocess(stage.start, before, last, channels)
+        of_cells = jnp.broadcast_to(weights["normal"], (stage.length, len(EDGES), len(self.ops)))
+        batch, height, width, _ = first.shape
+        if stage.reduction:
+            height, width = height // 2, width // 2
+            rows = jnp.array([EDGES.index(edge) for edge in EDGES_OF_INPUTS])
+            of_inputs, of_others = weights["reduce"][rows], weights["reduce"].at[rows].set(0)
+            of_cells = jnp.concatenate([of_others[None], of_cells[1:]])
+        nodes = jnp.zeros((len(NODES), batch, height, width, channels), first.dtype)
+        if stage.reduction:
+            nodes = _add_edges(
+                nodes,
+                tuple((source, node - NODES[0]) for source, node in EDGES_OF_INPUTS),
+                of_inputs,
+                self.ops,
+                self.spec,
+                f"halving_{stage.start}",
+                stride=2,
+                inputs=jnp.stack([first, second]),
+            )
+            first = second = jnp.zeros_like(nodes[0])
         next_first = jnp.zeros_like(first)
         if stage.length > 1:
-            layer = ReluConvNorm(first.shape[-1], 1, self.spec, name=f"first_{stage.start + 1}")
-            next_first = layer(before)
+            next_first = self.first_input(stage.start + 1, last, channels, halve=stage.reduction)
         cells = nn.scan(
             _StageCell,
             variable_axes={"params": 0, "batch_stats": 0},
             split_rngs={"params": True},
-            in_axes=nn.broadcast,
             length=stage.length,
         )(self.ops, self.spec, name=f"stage_{stage.start}")
-        blank = jnp.zeros((*first.shape[:-1], len(NODES) * first.shape[-1]), first.dtype)
-        carry, _ = cells((first, second, next_first, blank, blank), weights)
-        *_, last_but_one, last = carry
-        return (last_but_one if stage.length > 1 else before), last
+        blank = jnp.zeros((batch, height, width, len(NODES) * channels), first.dtype)
+        carry, _ = cells((first, second, next_first, nodes, blank, blank), of_cells)
+        *_, last_but_one, now = carry
+        return (last_but_one if stage.length > 1 else last), now
 
 
 class DartsNetwork(_Skeleton):
@@ -403,14 +406,13 @@ class DartsNetwork(_Skeleton):
     def __call__(self, inputs: jax.Array) -> jax.Array:
         """Maps `[B, H, W, C]` to logits."""
         first = second = self.stem(inputs)
-        channels = self.init_channels
-        for stage in _stages(self.num_cells):
-            channels *= 2 if stage.reduction else 1
-            edges = self.genotype.reduce if stage.reduction else self.genotype.normal
-            for index in range(stage.start, stage.start + stage.length):
+        for number, stage in enumerate(_stages(self.num_cells)):
+            channels = self.init_channels * 2**number
+            for position in range(stage.length):
+                index = stage.start + position
+                reduction = stage.reduction and position == 0
+                edges = self.genotype.reduce if reduction else self.genotype.normal
                 read = self.preprocess(index, first, second, channels)
-                cell = _Cell(
-                    edges, stage.reduction, self.spec, self.pool_norm, name=f"cell_{index}"
-                )
+                cell = _Cell(edges, reduction, self.spec, self.pool_norm, name=f"cell_{index}")
                 first, second = second, cell(*read)
         return self.head(second)
