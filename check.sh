@@ -5,6 +5,6 @@ cd "$(dirname "$0")"
 ruff format --check .
 ruff check .
 mypy
-# Two processes, each of which takes whole files: fixtures of a file are made once.
+# Two processes, each of which starts with half of the files: most fixtures are made once.
 if [ "${1:-}" = --slow ]; then marks=(-m "slow or not slow"); else marks=(); fi
-pytest --numprocesses 2 --dist loadfile "${marks[@]}"
+pytest --numprocesses 2 --dist worksteal "${marks[@]}"

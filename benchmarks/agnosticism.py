@@ -21,6 +21,7 @@ from typing import Any, cast
 import jax
 import numpy as np
 import tyro
+from measuring import peak_megabytes
 from rich.console import Console
 from rich.progress import track
 
@@ -120,6 +121,7 @@ def main() -> None:
         },
         "scores": {name: list(map(float, values)) for name, values in scores.items()},
         "seconds": time.perf_counter() - begin,
+        "peak_megabytes": peak_megabytes(),
         **provenance(),
     }
     config.out.mkdir(parents=True, exist_ok=True)

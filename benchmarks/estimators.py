@@ -25,6 +25,7 @@ from typing import Any
 import jax
 import numpy as np
 import tyro
+from measuring import peak_megabytes
 
 from nasi_jax import data, files, kernels, parse_genotype, search_space
 from nasi_jax.experiment import provenance
@@ -159,6 +160,7 @@ def main() -> None:
         "genotype": GENOTYPE,
         "norm": "frozen",
         "rows": rows,
+        "peak_megabytes": peak_megabytes(),
         **provenance(),
     }
     config.out.mkdir(parents=True, exist_ok=True)

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import tyro
+from measuring import peak_megabytes
 from rich.console import Console
 
 from nasi_jax import ScoreConfig, correlations, files, population
@@ -85,6 +86,7 @@ def main() -> None:
         "config": {**asdict(config), "out": str(config.out), "data": Path(config.data).name},
         "kendall": found,
         "traces": {norm: np.asarray(values).tolist() for norm, values in traces.items()},
+        "peak_megabytes": peak_megabytes(),
         **provenance(),
     }
     files.write_bytes(config.out / "norm_modes.json", json.dumps(record, indent=2).encode())

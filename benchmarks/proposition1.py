@@ -28,7 +28,6 @@ from __future__ import annotations
 
 import functools
 import json
-import platform
 import time
 from dataclasses import asdict, dataclass
 from itertools import pairwise
@@ -40,9 +39,11 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 from matplotlib.figure import Figure
+from measuring import peak_megabytes
 from sklearn.datasets import load_digits
 
 from nasi_jax import files, ntk, plot
+from nasi_jax.experiment import provenance
 from nasi_jax.types import ApplyFn, Params
 
 
@@ -298,8 +299,8 @@ def main() -> None:
         "slope": slope,
         "runs": results,
         "seconds": time.perf_counter() - begin,
-        "device": jax.devices()[0].device_kind,
-        "versions": {"python": platform.python_version(), "jax": jax.__version__},
+        "peak_megabytes": peak_megabytes(),
+        **provenance(),
     }
     config.out.mkdir(parents=True, exist_ok=True)
     files.write_bytes(config.out / "proposition1.json", json.dumps(record, indent=2).encode())

@@ -245,7 +245,9 @@ def _scores(
     dataset = dataset_of(config)
     batch = dataset.batch(keys["data"], 0, config.batch_size)
     norm = cast(NormMode, config.norm)
-    supernet = space.supernet(dataset.num_classes, norm=norm, init=cast(Initializer, config.init))
+    supernet = space.supernet(
+        dataset.num_classes, norm=norm, init=cast(Initializer, config.init), one_hot=True
+    )
 
     num_compilations = 0
 

@@ -156,8 +156,14 @@ class SearchSpace(Protocol):
         param_dtype: Any = jnp.float32,
         dtype: Any = None,
         depthwise: Depthwise = "auto",
+        one_hot: bool = False,
     ) -> nn.Module:
-        """The one-shot network: `(inputs, weights) -> logits [B, num_classes]`."""
+        """The one-shot network: `(inputs, weights) -> logits [B, num_classes]`.
+
+        With `one_hot` it is for the weights of single architectures (those of the method of that
+        name): it computes the operations that they choose, and no others. The derivative in
+        the weights is then 0.
+        """
         ...
 
     def network(

@@ -3,6 +3,13 @@
 import os
 
 os.environ["MPLBACKEND"] = "Agg"  # before anything imports matplotlib
+# Before anything imports JAX, and for processes started from here: compiles three times as fast,
+# to the same mathematics. Set XLA_FLAGS to nothing for what users run.
+os.environ.setdefault(
+    "XLA_FLAGS",
+    "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false "
+    "--xla_cpu_parallel_codegen_split_count=1",
+)
 
 from pathlib import Path
 

@@ -5,7 +5,6 @@ import itertools
 import jax
 import jax.numpy as jnp
 import numpy as np
-from helpers import FAST
 from jax import lax
 
 from nasi_jax.conv import conv, depthwise_conv
@@ -244,7 +243,7 @@ def params():
 
 def jacobian(function, params, inputs):
     """Dense, `[B, K, P]`."""
-    compute = jax.jit(jax.jacrev(function), compiler_options=FAST)
+    compute = jax.jit(jax.jacrev(function))
     tree = compute(params, inputs)
     outputs = jax.eval_shape(function, params, inputs).shape
     leaves = [leaf.reshape(*outputs, -1) for leaf in jax.tree.leaves(tree)]

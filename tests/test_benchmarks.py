@@ -1,6 +1,8 @@
 """The benchmarks run from end to end at their smallest size."""
 
+import importlib.util
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -51,3 +53,68 @@ def test_proposition1(tmp_path):
         assert all(len(run["actual"]) == len(run["predicted"]) == 21 for run in runs)
         assert all(run["actual"][0] == pytest.approx(run["predicted"][0]) for run in runs)
     assert (tmp_path / "proposition1.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_search_step(tmp_path):
+    # One operation with a kernel is enough to go through all of it.
+    settings = ["--space", "nasbench201", "--ops", "skip_connect", "nor_conv_1x1"]
+    command = [sys.executable, BENCHMARKS / "search_step.py", "--smoke", *settings]
+    done = subprocess.run([*command, "--out", tmp_path], capture_output=True, text=True, check=True)
+    assert done.stdout.count("\n") == 3
+    record = json.loads((tmp_path / "search_step.json").read_text())
+    cold, warm = record["cold"], record["warm"]
+    assert len(warm["seconds"]) == 2 and min(warm["seconds"]) > 0
+    # The second process takes the program from the cache.
+    assert warm["compile_seconds"] < cold["compile_seconds"]
+    assert record["flops"] > 0 and record["search"]["space"] == "nasbench201"
+
+
+def test_population(tmp_path):
+    command = [sys.executable, BENCHMARKS / "population.py", "--smoke", "--out", tmp_path]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.count("\n") == 6
+    record = json.loads((tmp_path / "population.json").read_text())
+    assert len(record["scores"]) == 3
+    (row,) = record["rows"]
+    for score in row["scores"].values():
+        assert score == pytest.approx(record["scores"][0], rel=1e-4)
+
+
+def test_precision(tmp_path):
+    settings = ["--ops", "skip_connect", "nor_conv_1x1"]
+    command = [sys.executable, BENCHMARKS / "precision.py", "--smoke", *settings]
+    subprocess.run([*command, "--out", tmp_path], capture_output=True, check=True)
+    record = json.loads((tmp_path / "precision.json").read_text())
+    exact, rounded = (record["runs"][name]["trace"] for name in ("float32", "bfloat16"))
+    assert exact != rounded == pytest.approx(exact, rel=0.2)
+    assert -1 <= record["rows"]["cosine of alpha_T"] < 1
+
+
+@pytest.mark.slow
+def test_torch_peer(tmp_path):
+    if importlib.util.find_spec("torch") is None:
+        pytest.skip("no PyTorch: pip install 'nasi-jax[peer]'")
+    command = [sys.executable, BENCHMARKS / "torch_peer.py", "--smoke", "--out", tmp_path]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    rows = json.loads((tmp_path / "torch_peer.json").read_text())["rows"]
+    assert done.stdout.count("\n") == 2 + len(rows)
+    assert [row["case"] for row in rows] == [
+        "nasi_step",
+        "forward_backward",
+        "per_example",
+        "trace",
+        "condition_number",
+    ]
+    for row in rows:
+        assert min(row["torch"]["seconds"]) > 0 and min(row["ours"]["seconds"]) > 0
+
+
+def test_torch_peer_says_what_it_needs(tmp_path):
+    hidden = "import sys; sys.modules['torch'] = None; sys.argv[1:] = []; import runpy; "
+    code = f"{hidden}runpy.run_path({str(BENCHMARKS / 'torch_peer.py')!r}, run_name='__main__')"
+    environment = {**os.environ, "PYTHONPATH": str(BENCHMARKS)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment
+    )
+    assert done.returncode == 2
+    assert done.stderr == "PyTorch is not installed: pip install 'nasi-jax[peer]'\n"

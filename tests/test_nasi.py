@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from helpers import FAST, Toy, assert_same, flat, random_batch, squared_gradient_norm
+from helpers import Toy, assert_same, flat, random_batch, squared_gradient_norm
 
 from nasi_jax.cells import search_space
 from nasi_jax.kernels import batch_gradient
@@ -22,7 +22,7 @@ SPACES = {
         "nasbench201", init_channels=2, num_cells=1, ops=("skip_connect", "nor_conv_1x1")
     ),
 }
-jit = functools.partial(jax.jit, compiler_options=FAST)
+jit = jax.jit
 
 
 def algorithm(space="toy", optimizer=None, **settings):

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import FAST, random_like
+from helpers import random_like
 from jax.flatten_util import ravel_pytree
 
 from nasi_jax.cells.norm import Norm
@@ -95,7 +95,7 @@ def test_product_of_dense_jacobians(body, x64):
         }
         return ours, theirs
 
-    ours, theirs = jax.jit(kernels, compiler_options=FAST)(inputs, other)
+    ours, theirs = jax.jit(kernels)(inputs, other)
     for name in IMPLEMENTATIONS:
         for actual, desired in zip(theirs[name], ours, strict=True):
             np.testing.assert_allclose(actual, desired, rtol=1e-9, atol=1e-12, err_msg=name)

@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import FAST
 from networks import INDEPENDENT, batch_normalised, inputs, jacobian, params
 
 from nasi_jax.kernels import (
@@ -32,7 +31,7 @@ LABELS, OTHER_LABELS = jnp.array([2, 0, 1]), jnp.array([1, 1, 0, 2])
 
 
 def jit(function, **static):
-    return jax.jit(functools.partial(function, **static), compiler_options=FAST)
+    return jax.jit(functools.partial(function, **static))
 
 
 def batch():

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import FAST, random_like
+from helpers import random_like
 from networks import INDEPENDENT, batch_normalised, cotangents, inputs, jacobian, params
 
 from nasi_jax.cells import search_space
@@ -154,14 +154,10 @@ def test_cells(name, relaxed):
         )(inputs, vectors)
         return sum(jnp.sum(leaf.reshape(2, -1) ** 2, axis=1) for leaf in jax.tree.leaves(each))
 
-    norms, expected = (
-        jax.jit(function, compiler_options=FAST)(params) for function in (compute, directly)
-    )
+    norms, expected = (jax.jit(function)(params) for function in (compute, directly))
     np.testing.assert_allclose(norms[:, 0], expected, rtol=1e-9)
     if not relaxed:
         rows = jacobian(function, params, inputs)
         dense = np.einsum("bkp,clp->bkcl", rows, rows)
-        kernel = jax.jit(
-            lambda params: ntk(function, params, inputs, coupled=False), compiler_options=FAST
-        )(params)
+        kernel = jax.jit(lambda params: ntk(function, params, inputs, coupled=False))(params)
         np.testing.assert_allclose(kernel, dense, rtol=1e-9, atol=1e-9 * np.max(dense))

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import FAST, random_batch
+from helpers import random_batch
 from jax import lax
 
 from nasi_jax.cells import search_space
@@ -42,7 +42,7 @@ def compiled(function, *args):
 
     Not by calling `jit`, whose check for reused keys takes as long as the compilation.
     """
-    return jax.jit(function).lower(*args).compile(compiler_options=FAST)(*args)
+    return jax.jit(function).lower(*args).compile()(*args)
 
 
 def compute(proxy, apply_fn, params, batch, **options):
@@ -447,7 +447,7 @@ def test_the_contract(name):
     """Eager equals compiled; one trace for all architectures; what is not in one adds nothing."""
     (params, batch), traces = gated_problem(), []
 
-    @functools.partial(jax.jit, compiler_options=FAST)
+    @functools.partial(jax.jit)
     def score(key, gate):
         traces.append(1)
         return PROXIES[name](key, functools.partial(gated, gate=gate), params, batch)
@@ -472,7 +472,7 @@ def test_the_derivative_in_a_weight(name):
     def score(gate, key):
         return PROXIES[name](key, functools.partial(gated, gate=gate), params, batch)
 
-    derivatives = jax.jit(jax.value_and_grad(score), compiler_options=FAST)
+    derivatives = jax.jit(jax.value_and_grad(score))
     gates = (0.5, 0.5 - 1e-6, 0.5 + 1e-6, 0.0)
     results = [derivatives(jnp.float64(gate), jax.random.key(0)) for gate in gates]
     (_, slope), (below, _), (above, _), (_, at_zero) = results
@@ -500,7 +500,7 @@ def test_thirty_layers_and_gradients_whose_squares_vanish(name):
 
     params, batch = gated_problem(depth=30)
 
-    @functools.partial(jax.jit, compiler_options=FAST)
+    @functools.partial(jax.jit)
     def score(key, scale):
         return PROXIES[name](key, functools.partial(plain, scale=scale), params, batch)
 
@@ -544,11 +544,14 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_one_hot_weights_score_as_the_network(name):
+@pytest.mark.parametrize(
+    ("name", "one_hot"),
+    [("nasbench201", True), ("nasbench1shot1-2", True), ("nasbench1shot1-2", False)],
+)
+def test_one_hot_weights_score_as_the_network(name, one_hot):
     fields, norm, proxies = CASES[name]
     space = search_space(name, init_channels=2, **fields)
-    supernet, batch = space.supernet(4, norm=norm), random_batch(0)
+    supernet, batch = space.supernet(4, norm=norm, one_hot=one_hot), random_batch(0)
     genotype = space.sample(jax.random.key(3))
     network = space.network(genotype, 4, form="search", norm=norm)
     weights = space.one_hot(genotype)

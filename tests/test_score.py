@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 import pytest
-from helpers import FAST, random_batch
+from helpers import random_batch
 from tiny import quick_compilation
 
 from nasi_jax.cells import search_space
@@ -14,14 +14,22 @@ from nasi_jax.types import NORM_MODES
 SPACES = {
     "nasbench201": {"ops": ("none", "skip_connect", "nor_conv_1x1")},
     "nasbench1shot1-2": {"ops": ("conv1x1-bn-relu", "maxpool3x3")},
+    # Without `none`: an edge that is not kept has no operation at all.
+    "darts": {"num_cells": 3, "ops": ("skip_connect", "dil_conv_3x3")},
 }
-CASES = [("nasbench201", norm) for norm in NORM_MODES] + [("nasbench1shot1-2", "batch")]
+CASES = [
+    *(("nasbench201", norm, True) for norm in NORM_MODES),
+    ("nasbench201", "frozen", False),
+    ("nasbench1shot1-2", "batch", True),
+    ("nasbench1shot1-2", "frozen", False),
+    ("darts", "frozen", True),
+]
 
 
-@pytest.mark.parametrize(("name", "norm"), CASES)
-def test_traced_once_and_the_score_of_the_network(name, norm, tmp_path):
-    space = search_space(name, init_channels=2, num_cells=1, **SPACES[name])
-    supernet, batch = space.supernet(4, norm=norm), random_batch(0)
+@pytest.mark.parametrize(("name", "norm", "one_hot"), CASES)
+def test_traced_once_and_the_score_of_the_network(name, norm, one_hot, tmp_path):
+    space = search_space(name, init_channels=2, **{"num_cells": 1, **SPACES[name]})
+    supernet, batch = space.supernet(4, norm=norm, one_hot=one_hot), random_batch(0)
     genotypes = [space.sample(key) for key in jax.random.split(jax.random.key(0), 4)]
     traced = []
 
@@ -51,7 +59,6 @@ def test_traced_once_and_the_score_of_the_network(name, norm, tmp_path):
                 lambda params, inputs, network=network: network.apply(
                     {"params": params}, inputs, mutable=["batch_stats"]
                 ),
-                compiler_options=FAST,
             )(inherited, batch.inputs)
 
         def apply_fn(params, inputs, network=network, statistics=statistics):
@@ -61,6 +68,5 @@ def test_traced_once_and_the_score_of_the_network(name, norm, tmp_path):
             lambda params, batch, apply_fn=apply_fn: batch_gradient(
                 jax.random.key(0), apply_fn, params, batch
             ),
-            compiler_options=FAST,
         )(inherited, batch)
         np.testing.assert_allclose(value, factor * expected, rtol=1e-4)

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import (
-    FAST,
     flat,
     loss_gradient,
     random_batch,
@@ -192,7 +191,7 @@ def measured(name, norm):
         lowered = [jax.jit(in_float64).lower(*double_args[0])]
     lowered.append(jax.jit(in_float32).lower(*single_args[0]))
     with ThreadPoolExecutor() as pool:
-        double_fn, single_fn = pool.map(lambda each: each.compile(FAST), lowered)
+        double_fn, single_fn = pool.map(lambda each: each.compile(), lowered)
 
     results = []
     for single, double in zip(single_args, double_args, strict=True):

@@ -130,10 +130,13 @@ class Darts:
         param_dtype: Any = jnp.float32,
         dtype: Any = None,
         depthwise: Depthwise = "auto",
+        one_hot: bool = False,
     ) -> nn.Module:
         """The one-shot network: `(inputs, weights) -> logits [B, num_classes]`."""
         spec = LayerSpec(norm, False, init, param_dtype, dtype, depthwise)
-        return DartsSupernet(num_classes, self.init_channels, self.num_cells, spec, self.ops)
+        return DartsSupernet(
+            num_classes, self.init_channels, self.num_cells, spec, self.ops, one_hot
+        )
 
     def network(
         self,
@@ -258,6 +261,7 @@ class _StageCell(nn.Module):
 
     ops: tuple[str, ...]
     spec: LayerSpec
+    one_hot: bool
 
     @nn.compact
     def __call__(
@@ -265,7 +269,8 @@ class _StageCell(nn.Module):
     ) -> tuple[tuple[jax.Array, ...], None]:
         first, second, next_first, nodes, _, before = carry
         states = jnp.concatenate([first[None], second[None], nodes])
-        states = _add_edges(states, EDGES, weights, self.ops, self.spec, "edges", stride=1)
+        add_edges = functools.partial(_add_edges, spec=self.spec, one_hot=self.one_hot, stride=1)
+        states = add_edges(states, EDGES, weights, self.ops, "edges")
         output = jnp.concatenate([states[node] for node in NODES], axis=-1)
         channels = first.shape[-1]
         next_second = ReluConvNorm(channels, 1, self.spec, name="second")(output)
@@ -279,9 +284,10 @@ def _add_edges(
     edges: tuple[tuple[int, int], ...],
     weights: jax.Array,
     ops: tuple[str, ...],
-    spec: LayerSpec,
     name: str,
     *,
+    spec: LayerSpec,
+    one_hot: bool,
     stride: int,
     inputs: jax.Array | None = None,
 ) -> jax.Array:
@@ -300,6 +306,7 @@ def _add_edges(
         name=name,
         inputs=inputs,
         remat=True,
+        one_hot=one_hot,
     )
 
 
@@ -346,6 +353,7 @@ class DartsSupernet(_Skeleton):
     """
 
     ops: tuple[str, ...] = DARTS_OPS
+    one_hot: bool = False
 
     @nn.compact
     def __call__(self, inputs: jax.Array, weights: Alpha) -> jax.Array:
@@ -375,8 +383,9 @@ class DartsSupernet(_Skeleton):
                 tuple((source, node - NODES[0]) for source, node in EDGES_OF_INPUTS),
                 of_inputs,
                 self.ops,
-                self.spec,
                 f"halving_{stage.start}",
+                spec=self.spec,
+                one_hot=self.one_hot,
                 stride=2,
                 inputs=jnp.stack([first, second]),
             )
@@ -389,7 +398,7 @@ class DartsSupernet(_Skeleton):
             variable_axes={"params": 0, "batch_stats": 0},
             split_rngs={"params": True},
             length=stage.length,
-        )(self.ops, self.spec, name=f"stage_{stage.start}")
+        )(self.ops, self.spec, self.one_hot, name=f"stage_{stage.start}")
         blank = jnp.zeros((batch, height, width, len(NODES) * channels), first.dtype)
         carry, _ = cells((first, second, next_first, nodes, blank, blank), of_cells)
         *_, last_but_one, now = carry

@@ -28,22 +28,48 @@ class Scope(nn.Module):
 
 
 def mixed_op(
-    apply_op: ApplyOp, ops: Sequence[str], weights: jax.Array, inputs: jax.Array
+    module: Any, ops: Sequence[str], weights: jax.Array, inputs: jax.Array, shape: Sequence[int]
 ) -> jax.Array:
     """The weighted sum of all operations, of which `none` adds nothing.
 
     Args:
-      apply_op: applies one of them.
+      module: the module that has the operations' layers; its method `apply_op` applies one.
       ops: their names.
       weights: `[len(ops)]`.
       inputs: `[B, H, W, C]`.
+      shape: shape of the output.
     """
+    del shape
     outputs = [
-        weights[column] * widened(apply_op(op, inputs))
+        weights[column] * widened(module.apply_op(op, inputs))
         for column, op in enumerate(ops)
         if op != "none"
     ]
     return functools.reduce(jnp.add, outputs).astype(inputs.dtype)
+
+
+def chosen_op(
+    module: Any, ops: Sequence[str], weights: jax.Array, inputs: jax.Array, shape: Sequence[int]
+) -> jax.Array:
+    """`mixed_op` of weights that are 1 for at most one operation, and 0 else: computes only that.
+
+    The derivative in the weights is 0. Arguments are those of `mixed_op`.
+    """
+    if module.is_initializing():
+        return mixed_op(module, ops, weights, inputs, shape)
+    columns = [column for column, op in enumerate(ops) if op != "none"]
+
+    def nothing(module: Any, inputs: jax.Array) -> jax.Array:
+        return jnp.zeros(shape, inputs.dtype)
+
+    def branch(op: str) -> Callable[[Any, jax.Array], jax.Array]:
+        return lambda module, inputs: module.apply_op(op, inputs).astype(inputs.dtype)
+
+    branches = [nothing, *(branch(ops[column]) for column in columns)]
+    chosen = weights[jnp.array(columns)] != 0
+    index = jnp.sum(jnp.where(chosen, jnp.arange(1, len(branches)), 0))
+    output: jax.Array = nn.switch(index, branches, module, inputs)
+    return output
 
 
 class _MixedEdge(nn.Module):
@@ -52,6 +78,7 @@ class _MixedEdge(nn.Module):
     ops: tuple[str, ...]
     apply_op: ApplyOp
     remat: bool
+    one_hot: bool
 
     @nn.compact
     def __call__(
@@ -61,7 +88,8 @@ class _MixedEdge(nn.Module):
         read = (states if inputs is None else inputs)[source]
 
         def mixed(edge: _MixedEdge, weights: jax.Array, read: jax.Array) -> jax.Array:
-            return mixed_op(edge.apply_op, edge.ops, weights, read)
+            mix = chosen_op if edge.one_hot else mixed_op
+            return mix(edge, edge.ops, weights, read, states.shape[1:])
 
         # The states are read outside of it: kept is the one that was read, not all of them.
         output = (nn.remat(mixed, prevent_cse=False) if self.remat else mixed)(self, weights, read)
@@ -78,6 +106,7 @@ def add_mixed_edges(
     name: str,
     inputs: jax.Array | None = None,
     remat: bool = False,
+    one_hot: bool = False,
 ) -> jax.Array:
     """Adds the mixed operations of edges of one shape to the nodes, as a scan over the edges.
 
@@ -94,6 +123,7 @@ def add_mixed_edges(
       inputs: `[.., B, H', W', C]`, what the edges read in place of `states`.
       remat: whether to keep only what an edge reads for the derivatives, and compute the rest
         anew.
+      one_hot: whether the weights are one-hot or 0 in each row; see `chosen_op`.
 
     Returns:
       The states.
@@ -106,7 +136,9 @@ def add_mixed_edges(
         length=len(edges),
     )
     sources, nodes = jnp.array(edges).T
-    states, _ = scan(ops, apply_op, remat, name=name)(states, inputs, (sources, nodes, weights))
+    states, _ = scan(ops, apply_op, remat, one_hot, name=name)(
+        states, inputs, (sources, nodes, weights)
+    )
     return states
 
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from nasi_jax.cells.choice import indicator, random_alpha, selected
 from nasi_jax.cells.genotype import NASBENCH101_OPS, Nasbench101Genotype
-from nasi_jax.cells.mixed import mixed_op, unstacked
+from nasi_jax.cells.mixed import chosen_op, mixed_op, unstacked
 from nasi_jax.cells.ops import (
     ConvNormRelu,
     Head,
@@ -167,10 +167,11 @@ class Nasbench1Shot1:
         param_dtype: Any = jnp.float32,
         dtype: Any = None,
         depthwise: Depthwise = "auto",
+        one_hot: bool = False,
     ) -> nn.Module:
         """The one-shot network: `(inputs, weights) -> logits [B, num_classes]`."""
         spec = LayerSpec(norm, True, init, param_dtype, dtype, depthwise)
-        return self._one_shot(num_classes, spec, None)
+        return self._one_shot(num_classes, spec, one_hot=one_hot)
 
     def network(
         self,
@@ -195,11 +196,9 @@ class Nasbench1Shot1:
         if form == "evaluation":
             return Nasbench101Network(num_classes, genotype.prune(), spec)
         self.one_hot(genotype)
-        return self._one_shot(num_classes, spec, genotype)
+        return self._one_shot(num_classes, spec, genotype=genotype)
 
-    def _one_shot(
-        self, num_classes: int, spec: LayerSpec, genotype: Nasbench101Genotype | None
-    ) -> OneShotNetwork:
+    def _one_shot(self, num_classes: int, spec: LayerSpec, **settings: Any) -> OneShotNetwork:
         return OneShotNetwork(
             num_classes,
             self.init_channels,
@@ -207,7 +206,7 @@ class Nasbench1Shot1:
             spec,
             self.ops,
             self.num_vertices,
-            genotype,
+            **settings,
         )
 
     def inherit(self, variables: Any) -> Any:
@@ -237,6 +236,7 @@ class _MixedVertex(nn.Module):
     ops: tuple[str, ...]
     features: int
     spec: LayerSpec
+    one_hot: bool
 
     @nn.compact
     def __call__(
@@ -246,8 +246,12 @@ class _MixedVertex(nn.Module):
         projected = ConvNormRelu(self.features, 1, self.spec, name="projection")(inputs)
         others = jnp.tensordot(parents[1:], widened(states), axes=1)
         total = (parents[0] * widened(projected) + others).astype(projected.dtype)
-        apply_op = functools.partial(_apply_op, features=self.features, spec=self.spec)
-        return states.at[index].set(mixed_op(apply_op, self.ops, weights, total)), None
+        mix = chosen_op if self.one_hot else mixed_op
+        return states.at[index].set(mix(self, self.ops, weights, total, total.shape)), None
+
+    def apply_op(self, op: str, inputs: jax.Array) -> jax.Array:
+        """The operation of that name."""
+        return _apply_op(op, inputs, features=self.features, spec=self.spec)
 
 
 class _OneShotCell(nn.Module):
@@ -257,6 +261,7 @@ class _OneShotCell(nn.Module):
     num_vertices: int
     features: int
     spec: LayerSpec
+    one_hot: bool
 
     @nn.compact
     def __call__(self, inputs: jax.Array, weights: Alpha) -> jax.Array:
@@ -271,7 +276,7 @@ class _OneShotCell(nn.Module):
             split_rngs={"params": True},
             in_axes=(nn.broadcast, 0),
             length=self.num_vertices,
-        )(self.ops, self.features, self.spec, name="vertices")
+        )(self.ops, self.features, self.spec, self.one_hot, name="vertices")
         states, _ = scan(states, inputs, (jnp.arange(self.num_vertices), parents, weights["ops"]))
         read = weights["inputs_output"][0]
         joined = read[1:, None, None, None, None] * widened(states)
@@ -350,6 +355,7 @@ class OneShotNetwork(nn.Module):
     ops: tuple[str, ...]
     num_vertices: int
     genotype: Nasbench101Genotype | None = None
+    one_hot: bool = False
 
     @nn.compact
     def __call__(self, inputs: jax.Array, weights: Alpha | None = None) -> jax.Array:
@@ -363,7 +369,9 @@ class OneShotNetwork(nn.Module):
             for index in range(self.num_cells):
                 name = f"cell_{stage}_{index}"
                 if weights is not None:
-                    cell = _OneShotCell(self.ops, self.num_vertices, features, self.spec, name=name)
+                    cell = _OneShotCell(
+                        self.ops, self.num_vertices, features, self.spec, self.one_hot, name=name
+                    )
                     states = cell(states, weights)
                 else:
                     genotype = cast(Nasbench101Genotype, self.genotype)

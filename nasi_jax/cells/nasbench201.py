@@ -87,11 +87,12 @@ class Nasbench201:
         param_dtype: Any = jnp.float32,
         dtype: Any = None,
         depthwise: Depthwise = "auto",
+        one_hot: bool = False,
     ) -> nn.Module:
         """The one-shot network: `(inputs, weights) -> logits [B, num_classes]`."""
         spec = LayerSpec(norm, False, init, param_dtype, dtype, depthwise)
         return Nasbench201Network(
-            num_classes, self.init_channels, self.num_cells, spec, ops=self.ops
+            num_classes, self.init_channels, self.num_cells, spec, ops=self.ops, one_hot=one_hot
         )
 
     def network(
@@ -149,13 +150,20 @@ class _Supercell(nn.Module):
 
     ops: tuple[str, ...]
     spec: LayerSpec
+    one_hot: bool
 
     @nn.compact
     def __call__(self, inputs: jax.Array, weights: jax.Array) -> tuple[jax.Array, None]:
         states = jnp.concatenate([inputs[None], jnp.zeros((3, *inputs.shape), inputs.dtype)])
         apply_op = functools.partial(_apply_op, spec=self.spec)
         states = add_mixed_edges(
-            states, EDGES, weights, ops=self.ops, apply_op=apply_op, name="edges"
+            states,
+            EDGES,
+            weights,
+            ops=self.ops,
+            apply_op=apply_op,
+            name="edges",
+            one_hot=self.one_hot,
         )
         return states[-1], None
 
@@ -202,6 +210,7 @@ class Nasbench201Network(nn.Module):
     spec: LayerSpec
     genotype: Nasbench201Genotype | None = None
     ops: tuple[str, ...] = NASBENCH201_OPS
+    one_hot: bool = False
 
     @nn.compact
     def __call__(self, inputs: jax.Array, weights: Alpha | None = None) -> jax.Array:
@@ -210,8 +219,9 @@ class Nasbench201Network(nn.Module):
             Conv(self.init_channels, 3, self.spec, name="stem")(inputs)
         )
         edge_weights = None if weights is None else weights["cell"]
+        cell = _Cell if self.genotype else functools.partial(_Supercell, one_hot=self.one_hot)
         stage_of_cells: Any = nn.scan(
-            _Supercell if self.genotype is None else _Cell,
+            cell,
             variable_axes={"params": 0, "batch_stats": 0},
             split_rngs={"params": True},
             in_axes=nn.broadcast,

@@ -34,7 +34,7 @@ Rule = Callable[[Operation], tuple[Sequence[Any], Any] | None]
 """Maps an operation to its outputs and their label; None leaves it as it is, without a label."""
 
 _CHECKPOINT = ("checkpoint", "remat2")  # its name depends on the version of JAX
-ENTERED = ("jit", "pjit", *_CHECKPOINT, "scan")
+ENTERED = ("jit", "pjit", *_CHECKPOINT, "scan", "cond")
 """The operations that are functions, whose own operations a rule sees as well."""
 
 
@@ -48,8 +48,8 @@ def intercept(
 ) -> Any:
     """Computes `fn(*args)` with the operations that `rule` replaces.
 
-    Functions under `jit` and `checkpoint` and the bodies of scans are entered. Functions with
-    a derivative rule of their own, branches and while loops are single operations.
+    Functions under `jit` and `checkpoint`, the bodies of scans and branches are entered. Functions
+    with a derivative rule of their own and while loops are single operations.
 
     Args:
       fn: a function of arrays.
@@ -59,7 +59,7 @@ def intercept(
       in_loop: what becomes of a label of an array that every iteration of a scan reads whole.
         An array that a scan reads slice by slice passes its label on to the slices.
       on_loss: called with every label that is lost other than in an operation that `rule` sees:
-        on an output of `fn`, and on the way into or out of a loop.
+        on an output of `fn`, on the way into or out of a loop, and on the way out of a branch.
 
     Returns:
       What `fn` returns.
@@ -142,6 +142,8 @@ class _Interpreter:
             return jax.checkpoint(body, **settings)(*inputs), none
         if name == "scan":
             return self._scan(params, inputs, labels, site), none
+        if name == "cond":
+            return self._branches(params, inputs, labels, site), none
         return apply(*inputs), none
 
     def _scan(
@@ -162,3 +164,19 @@ class _Interpreter:
         settings = {key: params[key] for key in ("length", "reverse", "unroll")}
         final, stacked = lax.scan(body, carry, slices, **settings)
         return [*final, *stacked]
+
+    def _branches(
+        self, params: dict[str, Any], inputs: list[Any], labels: list[Any], site: tuple[int, ...]
+    ) -> list[Any]:
+        index, *operands = inputs
+        self._lose(labels[:1])
+
+        def branch(number: int, closed: Any) -> Callable[..., list[Any]]:
+            place = (*site, number)
+            return lambda *args: self.unlabelled(
+                closed.jaxpr, closed.consts, args, labels[1:], place
+            )
+
+        branches = [branch(number, closed) for number, closed in enumerate(params["branches"])]
+        outputs: list[Any] = lax.switch(index, branches, *operands)
+        return outputs

@@ -46,8 +46,9 @@ def squared_gradient_norms(
       coupled: whether outputs depend on the other examples of a batch. False: `apply_fn` is
         called with one example at a time. True: J_b is taken through the whole batch, exactly,
         with `B M` backward passes of it. None: finds out, and refuses if so.
-      chunk_size: how many examples (of coupled ones: how many backward passes) at a time; all
-        if not given. It bounds the memory.
+      chunk_size: how many examples (of coupled ones: how many backward passes) at a time. It
+        bounds the memory. If not given, on CPU the largest divisor of their number from 4 to 8,
+        so that what is at work stays near the caches; without one, and elsewhere, all.
 
     Returns:
       `[B, M]`.
@@ -105,9 +106,18 @@ def _norms_through_the_batch(
 
 def _mapped(function: Callable[..., jax.Array], chunk_size: int | None) -> Callable[..., jax.Array]:
     """`vmap`, of `chunk_size` at a time."""
-    if chunk_size is None:
-        return jax.vmap(function)
-    return lambda *arrays: lax.map(lambda each: function(*each), arrays, batch_size=chunk_size)
+
+    def mapped(*arrays: jax.Array) -> jax.Array:
+        size = _default_chunk(arrays[0].shape[0]) if chunk_size is None else chunk_size
+        return lax.map(lambda each: function(*each), arrays, batch_size=size)
+
+    return mapped
+
+
+def _default_chunk(count: int) -> int:
+    if jax.default_backend() != "cpu":
+        return count
+    return next((size for size in range(8, 3, -1) if count % size == 0), count)
 
 
 class _Shared(NamedTuple):

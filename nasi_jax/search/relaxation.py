@@ -91,8 +91,13 @@ def close_over(
     """
     statistics: Any = {}
     if norm == "frozen":
+        # Given beforehand, as the branches of a supernet for one-hot weights each fill in a part.
+        shapes = jax.eval_shape(supernet.init, jax.random.key(0), reference, weights)
+        blank = jax.tree.map(
+            lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes["batch_stats"]
+        )
         _, statistics = supernet.apply(
-            {"params": params}, reference, weights, mutable=["batch_stats"]
+            {"params": params, "batch_stats": blank}, reference, weights, mutable=["batch_stats"]
         )
         statistics = lax.stop_gradient(statistics)
 

@@ -22,7 +22,7 @@ def score_fn(
 
     Args:
       space: the search space of the architectures.
-      supernet: `space.supernet(...)`.
+      supernet: `space.supernet(..., one_hot=True)`, or one that computes all operations.
       proxy: the score.
       norm: the supernet's norm mode.
 
