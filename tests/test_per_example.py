@@ -9,7 +9,7 @@ from networks import INDEPENDENT, batch_normalised, cotangents, inputs, jacobian
 
 from nasi_jax.cells import search_space
 from nasi_jax.kernels import ntk, squared_gradient_norms
-from nasi_jax.kernels.per_example import _kernels
+from nasi_jax.kernels.per_example import _default_chunk, _kernels
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -89,6 +89,11 @@ def test_chunks(chunk_size):
     for function, coupled in ((INDEPENDENT["scanned"], False), (batch_normalised, True)):
         norms = squared_gradient_norms(function, *args, coupled=coupled, chunk_size=chunk_size)
         np.testing.assert_allclose(norms, expected(function, *args), rtol=1e-10)
+
+
+def test_default_chunk():
+    sizes = {count: _default_chunk(count) for count in (64, 10, 7, 3, 11)}
+    assert sizes == {64: 8, 10: 5, 7: 7, 3: 3, 11: 11}
 
 
 def test_batch_statistics_are_gone_through():
