@@ -12,7 +12,6 @@ and writes agnosticism.json and agnosticism.png.
 
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ from typing import Any, cast
 import jax
 import numpy as np
 import tyro
-from measuring import peak_megabytes
+from measuring import write_record
 from rich.console import Console
 from rich.progress import track
 
@@ -29,13 +28,11 @@ from nasi_jax import (
     batch_gradient,
     correlations,
     data,
-    files,
     init_params,
     plot,
     score_fn,
     search_space,
 )
-from nasi_jax.experiment import provenance
 from nasi_jax.types import NormMode
 
 TRUTH = "real images, true labels"
@@ -121,11 +118,8 @@ def main() -> None:
         },
         "scores": {name: list(map(float, values)) for name, values in scores.items()},
         "seconds": time.perf_counter() - begin,
-        "peak_megabytes": peak_megabytes(),
-        **provenance(),
     }
-    config.out.mkdir(parents=True, exist_ok=True)
-    files.write_bytes(config.out / "agnosticism.json", json.dumps(record, indent=2).encode())
+    write_record(config.out, "agnosticism", record)
     titles = {name: f"Pearson {figure['pearson'].value:.3f}" for name, figure in figures.items()}
     others = {name: scores[name] for name in SETTINGS}
     picture = plot.draw_scatter((f"x: {TRUTH}", truth), others, titles)

@@ -15,7 +15,6 @@ per-example norms, gamma = sqrt(2). Writes estimators.json.
 from __future__ import annotations
 
 import functools
-import json
 import time
 from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass
@@ -25,10 +24,9 @@ from typing import Any
 import jax
 import numpy as np
 import tyro
-from measuring import peak_megabytes
+from measuring import write_record
 
-from nasi_jax import data, files, kernels, parse_genotype, search_space
-from nasi_jax.experiment import provenance
+from nasi_jax import data, kernels, parse_genotype, search_space
 from nasi_jax.kernels.gradient import loss_gradient
 from nasi_jax.types import Batch
 
@@ -160,11 +158,8 @@ def main() -> None:
         "genotype": GENOTYPE,
         "norm": "frozen",
         "rows": rows,
-        "peak_megabytes": peak_megabytes(),
-        **provenance(),
     }
-    config.out.mkdir(parents=True, exist_ok=True)
-    files.write_bytes(config.out / "estimators.json", json.dumps(record, indent=2).encode())
+    write_record(config.out, "estimators", record)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
-"""What the benchmarks of whole programs share: a process of its own for each, seconds, memory.
+"""What the benchmarks share: a process of its own for each program, seconds, memory, records.
 
-Imports no JAX: a process that measures another library would carry its memory.
+Imports no JAX up here: a process that measures another library would carry its memory.
 """
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import resource
 import sys
@@ -51,3 +52,19 @@ def peak_megabytes() -> float:
         return int(kilobytes) * 1024 / 1e6
     largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return largest * (1 if sys.platform == "darwin" else 1024) / 1e6
+
+
+def write_record(out: Path, name: str, record: dict[str, Any]) -> None:
+    """Writes `name.json`: a record, with the peak memory of this process and its provenance.
+
+    Args:
+      out: the directory, made if need be.
+      name: of the benchmark.
+      record: its configuration and figures.
+    """
+    from nasi_jax import files
+    from nasi_jax.experiment import provenance
+
+    whole = {**record, "peak_megabytes": peak_megabytes(), **provenance()}
+    out.mkdir(parents=True, exist_ok=True)
+    files.write_bytes(out / f"{name}.json", json.dumps(whole, indent=2).encode())

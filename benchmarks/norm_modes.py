@@ -12,18 +12,16 @@ Kendall's tau with its 95% bootstrap interval for each pair of modes, and writes
 from __future__ import annotations
 
 import itertools
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tyro
-from measuring import peak_megabytes
+from measuring import write_record
 from rich.console import Console
 
-from nasi_jax import ScoreConfig, correlations, files, population
-from nasi_jax.experiment import provenance
+from nasi_jax import ScoreConfig, correlations, population
 from nasi_jax.types import NORM_MODES
 
 
@@ -86,10 +84,8 @@ def main() -> None:
         "config": {**asdict(config), "out": str(config.out), "data": Path(config.data).name},
         "kendall": found,
         "traces": {norm: np.asarray(values).tolist() for norm, values in traces.items()},
-        "peak_megabytes": peak_megabytes(),
-        **provenance(),
     }
-    files.write_bytes(config.out / "norm_modes.json", json.dumps(record, indent=2).encode())
+    write_record(config.out, "norm_modes", record)
 
 
 if __name__ == "__main__":

@@ -13,22 +13,20 @@ Prints a table and writes precision.json.
 
 from __future__ import annotations
 
-import json
+import functools
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import jax
-import jax.flatten_util
-import jax.numpy as jnp
 import numpy as np
 import tyro
-from measuring import peak_megabytes
+from measuring import write_record
 
-from nasi_jax import SearchConfig, files
+from nasi_jax import SearchConfig
 from nasi_jax.config import to_dict
-from nasi_jax.experiment import build, dataset_of, provenance
-from nasi_jax.search import Margin, margins
+from nasi_jax.experiment import build, dataset_of
+from nasi_jax.search import Margin, margins, run
 
 PRECISIONS = ("float32", "bfloat16")
 
@@ -52,17 +50,11 @@ def search(config: SearchConfig) -> tuple[np.ndarray, np.ndarray, list[Margin]]:
     space, algorithm = build(config, dataset.num_classes)
     key, data_key = jax.random.split(jax.random.key(config.seed))
     assert config.batch_size is not None and config.steps is not None  # every variant sets them
-    state = jax.jit(algorithm.init)(key, dataset.batch(data_key, 0, config.batch_size))
-    step = jax.jit(algorithm.step)
-    traces, updates = [], []
-    for number in range(config.steps):
-        batch = dataset.batch(data_key, number, config.batch_size)
-        state, info = step(jax.random.fold_in(key, number), state, batch)
-        traces.append(float(info.trace))
-        updates.append(info.update)
-    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *updates)
-    flat = [jax.flatten_util.ravel_pytree(update)[0] for update in updates]
-    return np.array(traces), np.array(flat), margins(space, state.alpha, stacked)
+    batches = functools.partial(dataset.batch, data_key, batch_size=config.batch_size)
+    done = run(key, algorithm, batches, config.steps)
+    leaves = [leaf.reshape(config.steps, -1) for leaf in jax.tree.leaves(done.info.update)]
+    choices = margins(space, done.state.alpha, done.info.update)
+    return np.asarray(done.info.trace), np.concatenate(leaves, axis=1), choices
 
 
 def cosines(left: np.ndarray, right: np.ndarray) -> np.ndarray:
@@ -114,11 +106,8 @@ def main() -> None:
             }
             for name, (traces, updates, choices) in runs.items()
         },
-        "peak_megabytes": peak_megabytes(),
-        **provenance(),
     }
-    config.out.mkdir(parents=True, exist_ok=True)
-    files.write_bytes(config.out / "precision.json", json.dumps(record, indent=2).encode())
+    write_record(config.out, "precision", record)
 
 
 if __name__ == "__main__":

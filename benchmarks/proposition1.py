@@ -27,7 +27,6 @@ their sum can be, so it starts m n times too high or more; and it stays where it
 from __future__ import annotations
 
 import functools
-import json
 import time
 from dataclasses import asdict, dataclass
 from itertools import pairwise
@@ -39,11 +38,10 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 from matplotlib.figure import Figure
-from measuring import peak_megabytes
+from measuring import write_record
 from sklearn.datasets import load_digits
 
-from nasi_jax import files, ntk, plot
-from nasi_jax.experiment import provenance
+from nasi_jax import ntk, plot
 from nasi_jax.types import ApplyFn, Params
 
 
@@ -299,11 +297,8 @@ def main() -> None:
         "slope": slope,
         "runs": results,
         "seconds": time.perf_counter() - begin,
-        "peak_megabytes": peak_megabytes(),
-        **provenance(),
     }
-    config.out.mkdir(parents=True, exist_ok=True)
-    files.write_bytes(config.out / "proposition1.json", json.dumps(record, indent=2).encode())
+    write_record(config.out, "proposition1", record)
     plot.save(draw(results), config.out / "proposition1.png")
 
 

@@ -22,7 +22,6 @@ SPACES = {
         "nasbench201", init_channels=2, num_cells=1, ops=("skip_connect", "nor_conv_1x1")
     ),
 }
-jit = jax.jit
 
 
 def algorithm(space="toy", optimizer=None, **settings):
@@ -36,8 +35,8 @@ def step_key(step):
 
 def searched(each, num_steps=NUM_STEPS):
     """The state before, the state after, and what each step saw."""
-    before = jit(each.init)(jax.random.key(0), random_batch(0))
-    state, infos, step_fn = before, [], jit(each.step)
+    before = jax.jit(each.init)(jax.random.key(0), random_batch(0))
+    state, infos, step_fn = before, [], jax.jit(each.step)
     for step in range(num_steps):
         state, info = step_fn(step_key(step), state, random_batch(step))
         infos.append(info)
@@ -49,7 +48,7 @@ def own_traces(space, before, *, norm="batch", alphas=None, **sampling):
     space = SPACES[space]
     supernet = space.supernet(4, norm=norm)
 
-    @jit
+    @jax.jit
     def trace(alpha, key, batch):
         sample_key, _ = jax.random.split(key)
 
@@ -149,7 +148,7 @@ def test_norm_modes(norm):
         assert_same(after.reference, before.reference)
         # Another reference, other statistics, another x.
         moved = before._replace(reference=random_batch(1).inputs)
-        _, info = jit(each.step)(step_key(0), moved, random_batch(0))
+        _, info = jax.jit(each.step)(step_key(0), moved, random_batch(0))
         assert abs(info.trace / infos[0].trace - 1) > 1e-3
 
 
@@ -174,9 +173,9 @@ def test_quantile_constraint(level, scale):
         return scale * batch_gradient(key, apply_fn, params, batch)
 
     each = algorithm(constraint=quantile(level, num_samples=7), proxy=proxy)
-    state = jit(each.init)(jax.random.key(0), random_batch(0))
+    state = jax.jit(each.init)(jax.random.key(0), random_batch(0))
     _, sample_key = jax.random.split(jax.random.key(0))
-    step_fn, samples = jit(each.step), []
+    step_fn, samples = jax.jit(each.step), []
     for key in jax.random.split(sample_key, 7):
         after, info = step_fn(key, state, random_batch(0))
         assert info.constraint == after.constraint.nu == state.constraint.nu
@@ -186,10 +185,10 @@ def test_quantile_constraint(level, scale):
 
 def test_alpha_of_the_state_does_not_enter_the_gradient():
     each = algorithm()
-    state = jit(each.init)(jax.random.key(0), random_batch(0))
+    state = jax.jit(each.init)(jax.random.key(0), random_batch(0))
     moved = state._replace(alpha=jax.tree.map(lambda leaf: leaf + 0.5 * leaf.size, state.alpha))
     moved.alpha["ops"] = moved.alpha["ops"].at[0, 0].add(1.0)
-    step_fn = jit(each.step)
+    step_fn = jax.jit(each.step)
     first, info = step_fn(step_key(0), state, random_batch(0))
     second, info_of_moved = step_fn(step_key(0), moved, random_batch(0))
     assert_same(info, info_of_moved)

@@ -447,7 +447,7 @@ def test_the_contract(name):
     """Eager equals compiled; one trace for all architectures; what is not in one adds nothing."""
     (params, batch), traces = gated_problem(), []
 
-    @functools.partial(jax.jit)
+    @jax.jit
     def score(key, gate):
         traces.append(1)
         return PROXIES[name](key, functools.partial(gated, gate=gate), params, batch)
@@ -500,7 +500,7 @@ def test_thirty_layers_and_gradients_whose_squares_vanish(name):
 
     params, batch = gated_problem(depth=30)
 
-    @functools.partial(jax.jit)
+    @jax.jit
     def score(key, scale):
         return PROXIES[name](key, functools.partial(plain, scale=scale), params, batch)
 

@@ -269,8 +269,16 @@ class _StageCell(nn.Module):
     ) -> tuple[tuple[jax.Array, ...], None]:
         first, second, next_first, nodes, _, before = carry
         states = jnp.concatenate([first[None], second[None], nodes])
-        add_edges = functools.partial(_add_edges, spec=self.spec, one_hot=self.one_hot, stride=1)
-        states = add_edges(states, EDGES, weights, self.ops, "edges")
+        states = _add_edges(
+            states,
+            EDGES,
+            weights,
+            self.ops,
+            "edges",
+            spec=self.spec,
+            one_hot=self.one_hot,
+            stride=1,
+        )
         output = jnp.concatenate([states[node] for node in NODES], axis=-1)
         channels = first.shape[-1]
         next_second = ReluConvNorm(channels, 1, self.spec, name="second")(output)
