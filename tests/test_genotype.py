@@ -248,6 +248,28 @@ def test_all_of_nasbench201_round_trips():
     assert len(set(genotypes)) == len(texts) == 15_625
 
 
+def test_isomorphism_keys_of_nasbench201_are_its_classes():
+    path = DATA / "nasbench201_cifar10.csv"
+    if not path.exists():
+        pytest.skip(f"needs the NAS-Bench-201 table {path} (set NASI_DATA to its folder)")
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    keys = [parse_genotype(row["arch_str"]).isomorphism_key() for row in rows]
+    classes = [row["iso_class"] for row in rows]
+    assert len(set(keys)) == len(set(classes)) == len(set(zip(keys, classes, strict=True))) == 6_466
+
+
+def test_isomorphism_key():
+    key = Nasbench201Genotype.isomorphism_key
+    none, skip, one, three, _ = NASBENCH201_OPS
+    cell = Nasbench201Genotype(ops=(one, none, three, none, none, skip))
+    assert key(cell) == "#+#+#+((0)@nor_conv_1x1)@nor_conv_3x3"
+    # An operation of a zero is a zero, but a sum with a zero isn't the sum without it.
+    zero = Nasbench201Genotype(ops=(none, none, none, one, none, none))
+    assert key(zero) == key(Nasbench201Genotype(ops=(none, none, none, one, three, none)))
+    assert key(zero) != key(Nasbench201Genotype(ops=(none, none, none, one, three, skip)))
+
+
 # Graphs of NAS-Bench-101
 
 

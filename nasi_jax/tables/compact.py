@@ -1,0 +1,110 @@
+"""The compact csv of a table, read and written."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import math
+import os
+from collections.abc import Iterable, Sequence
+from decimal import Decimal
+from pathlib import Path
+
+import numpy as np
+
+from nasi_jax.files import write_bytes
+from nasi_jax.tables.table import ACCEPTED, Table, at, checked, is_fraction
+
+
+def read(path: Path) -> Table:
+    """Reads the file; see `nasi_jax.tables.load`."""
+    with at(path):
+        content = path.read_bytes()
+        if content.startswith(b"\x1f\x8b"):
+            content = gzip.decompress(content)
+        text = content.decode("utf-8-sig", errors="replace")
+        reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+        header = next(reader, [])
+        if "arch_str" in header:
+            benchmark, no_numbers = "nasbench201", {"arch_str"}
+        elif {"hash", "adjacency", "ops"} <= set(header):
+            benchmark, no_numbers = "nasbench101", {"hash", "adjacency", "ops", "vertices"}
+        else:
+            got = ",".join(header)[:60]
+            raise ValueError(f"begins with {got!r}, which is none of {ACCEPTED}")
+        if len(set(header)) < len(header):
+            raise ValueError(f"the header names a column twice: {','.join(header)}")
+        rows = []
+        for row in reader:
+            if len(row) != len(header):
+                raise ValueError(
+                    f"line {reader.line_num} must have {len(header)} values as the header has, "
+                    f"got {len(row)}"
+                )
+            rows.append(row)
+        texts = {name: [row[place] for row in rows] for place, name in enumerate(header)}
+        values = {
+            name: _numbers(name, texts[name], is_fraction(benchmark, name))
+            for name in texts
+            if name not in no_numbers
+        }
+        if benchmark == "nasbench201":
+            cells, hashes = map(str.strip, texts["arch_str"]), None
+        else:
+            cells = map(" ".join, zip(texts["adjacency"], texts["ops"], strict=True))
+            hashes = texts["hash"]
+        return checked(benchmark, list(cells), values, hashes, "line", first=2)
+
+
+def _numbers(name: str, texts: Sequence[str], fraction: bool) -> np.ndarray:
+    read = _percent if fraction else float
+    numbers = []
+    for row, text in enumerate(texts):
+        try:
+            numbers.append(read(text) if text else math.nan)
+        except (ValueError, ArithmeticError) as error:
+            raise ValueError(f"line {row + 2}: {name} must be a number, got {text!r}") from error
+    return np.array(numbers)
+
+
+# The point of a decimal is moved: a product would be rounded, and a table not read back equal.
+def _percent(fraction: str) -> float:
+    return float(Decimal(fraction).scaleb(2))
+
+
+def _fraction(percent: float) -> str:
+    return f"{Decimal(repr(percent)).scaleb(-2):f}"
+
+
+def write_csv(table: Table, path: str | os.PathLike[str]) -> None:
+    """Writes a table as a compact csv file, which `load` reads back equal.
+
+    Args:
+      table: the table.
+      path: a name that ends in `.csv` or `.csv.gz`.
+
+    Raises:
+      ValueError: if the name ends otherwise.
+      OSError: if the file can't be written; what it held before is then still there.
+    """
+    name = Path(path).name
+    if not name.endswith((".csv", ".csv.gz")):
+        raise ValueError(f"path must end in .csv or .csv.gz, got {path}")
+    if table.benchmark == "nasbench201":
+        columns: dict[str, Iterable[str]] = {"arch_str": table.cells}
+    else:
+        bits, ops = zip(*(cell.split(" ") for cell in table.cells), strict=True)
+        columns = {"hash": table.hashes, "adjacency": bits, "ops": ops}
+    for column, numbers in table.values.items():
+        write = _fraction if is_fraction(table.benchmark, column) else repr
+        columns[column] = [
+            "" if math.isnan(number) else write(number).removesuffix(".0")
+            for number in numbers.tolist()
+        ]
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows(zip(*columns.values(), strict=True))
+    content = text.getvalue().encode()
+    write_bytes(path, gzip.compress(content, mtime=0) if name.endswith(".gz") else content)

@@ -1,0 +1,196 @@
+"""The table of a benchmark, and the checks that every file's content goes through."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from nasi_jax.cells.genotype import (
+    FORMATS,
+    AnyGenotype,
+    Nasbench101Genotype,
+    Nasbench201Genotype,
+)
+
+OnProgress = Callable[[int, int], None]
+"""Called with how much is done, and of how much: bytes, or files of a directory."""
+
+ACCEPTED = (
+    "a compact csv or csv.gz with the column arch_str (NAS-Bench-201) or the columns hash, "
+    "adjacency and ops (NAS-Bench-101), NATS-tss-v1_0-*-simple.tar or its directory, "
+    "NAS-Bench-201-v1_*.pth, nasbench_*.tfrecord"
+)
+"""The files that `load` reads, in words."""
+
+_ACCURACY = re.compile(r"(?:^|_)(?:val|test)_\d+$")
+
+
+@dataclass(frozen=True, eq=False)
+class Table:
+    """What a benchmark measured of its cells, one row a cell.
+
+    A cell is looked up as it is written, and else by an isomorphic one: the first row of the same
+    `Nasbench201Genotype.isomorphism_key` or `Nasbench101Genotype.module_hash`. The latter belongs
+    to the pruned cell, so that cells of NAS-Bench-1Shot1 are found too.
+
+    Attributes:
+      benchmark: `nasbench201` or `nasbench101`, the text format of the genotypes.
+      values: the numbers `[N]` of every column, NaN where there is none.
+      cells: the cells as text: the `arch_str`, or the adjacency bits, a space, and the ops.
+      hashes: the `module_hash` of every NAS-Bench-101 cell, as the file has it.
+    """
+
+    benchmark: str
+    values: dict[str, np.ndarray]
+    cells: tuple[str, ...] = field(repr=False)
+    hashes: tuple[str, ...] = field(repr=False, default=())
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The names of the columns."""
+        return tuple(self.values)
+
+    def __len__(self) -> int:
+        return len(self.cells)
+
+    def __contains__(self, genotype: AnyGenotype) -> bool:
+        return self._find(genotype) is not None
+
+    def genotype(self, row: int) -> AnyGenotype:
+        """The cell of a row."""
+        return _genotype(self.benchmark, self.cells[row])
+
+    def index(self, genotype: AnyGenotype) -> int:
+        """The row of a cell.
+
+        Raises:
+          LookupError: if the table has neither the cell nor an isomorphic one.
+          ValueError: if the genotype isn't one of this benchmark.
+        """
+        row = self._find(genotype)
+        if row is None:
+            raise LookupError(
+                f"neither this cell nor an isomorphic one is among the {len(self)} cells of the "
+                f"{self.benchmark} table: {genotype.to_text()}"
+            )
+        return row
+
+    def indices(self, genotypes: Iterable[AnyGenotype]) -> np.ndarray:
+        """The rows `[B]` of many cells.
+
+        Raises:
+          LookupError: as `index` does.
+          ValueError: as `index` does.
+        """
+        return np.fromiter(map(self.index, genotypes), np.int64)
+
+    def look_up(self, genotype: AnyGenotype, column: str) -> float:
+        """The number in a cell's row and in a column, NaN if it's missing.
+
+        Raises:
+          LookupError: if the table has neither the cell nor an isomorphic one.
+          ValueError: if there is no such column, or the genotype isn't one of this benchmark.
+        """
+        if column not in self.values:
+            raise ValueError(f"column must be one of {', '.join(self.columns)}, got {column!r}")
+        return float(self.values[column][self.index(genotype)])
+
+    def _find(self, genotype: AnyGenotype) -> int | None:
+        if not isinstance(genotype, FORMATS[self.benchmark]):
+            raise ValueError(
+                f"the table holds {self.benchmark} genotypes, got a {type(genotype).__name__}"
+            )
+        row = self._rows.get(_text(genotype))
+        if row is not None:
+            return row
+        try:
+            return self._isomorphic_rows.get(_isomorphism_key(genotype))
+        except ValueError:  # no path leads from the input to the output
+            return None
+
+    @functools.cached_property
+    def _rows(self) -> dict[str, int]:
+        return {cell: row for row, cell in enumerate(self.cells)}
+
+    # Only when a cell isn't found as it is written: the keys of 15,625 cells take 0.2 s.
+    @functools.cached_property
+    def _isomorphic_rows(self) -> dict[str, int]:
+        keys = self.hashes or [_isomorphism_key(self.genotype(row)) for row in range(len(self))]
+        rows: dict[str, int] = {}
+        for row, key in enumerate(keys):
+            rows.setdefault(key, row)
+        return rows
+
+
+def _text(genotype: AnyGenotype) -> str:
+    if isinstance(genotype, Nasbench101Genotype):
+        bits = "".join(str(bit) for row in genotype.matrix for bit in row)
+        return f"{bits} {','.join(genotype.ops)}"
+    return genotype.to_text()
+
+
+def _genotype(benchmark: str, cell: str) -> AnyGenotype:
+    if benchmark == "nasbench201":
+        return Nasbench201Genotype.from_text(cell)
+    bits, _, text = cell.partition(" ")
+    ops = text.split(",")
+    size = len(ops)
+    if len(bits) != size**2 or set(bits) > {"0", "1"}:
+        raise ValueError(f"{size} ops take an adjacency of {size**2} bits, got {bits[:60]!r}")
+    entries = [int(bit) for bit in bits]
+    matrix = [entries[start : start + size] for start in range(0, size**2, size)]
+    return Nasbench101Genotype(matrix=matrix, ops=ops)  # type: ignore[arg-type]
+
+
+def _isomorphism_key(genotype: AnyGenotype) -> str:
+    if isinstance(genotype, Nasbench101Genotype):
+        return genotype.module_hash()
+    assert isinstance(genotype, Nasbench201Genotype)
+    return genotype.isomorphism_key()
+
+
+def is_fraction(benchmark: str, column: str) -> bool:
+    """Whether the files of a benchmark give a column as fractions, which a table has in percent."""
+    return benchmark == "nasbench101" and _ACCURACY.search(column) is not None
+
+
+def checked(
+    benchmark: str,
+    cells: list[str],
+    values: dict[str, np.ndarray],
+    hashes: Sequence[str] | None,
+    unit: str,
+    first: int = 0,
+) -> Table:
+    """The table of rows that are checked; a wrong one is named as the `unit` that it came from."""
+    if not cells:
+        raise ValueError("holds no cell")
+    rows: dict[str, int] = {}
+    for row, (cell, key) in enumerate(zip(cells, hashes or cells, strict=True)):
+        with at(f"{unit} {row + first}"):
+            _genotype(benchmark, cell)
+            if rows.setdefault(key, row) != row:
+                raise ValueError(f"holds the cell of {unit} {rows[key] + first} again: {cell}")
+    for name, column in values.items():
+        if _ACCURACY.search(name) and ((column < 0) | (column > 100)).any():
+            row = int(np.flatnonzero((column < 0) | (column > 100))[0])
+            scale, limit = (100, 1) if is_fraction(benchmark, name) else (1, 100)
+            raise ValueError(
+                f"{unit} {row + first}: {name} must be from 0 to {limit}, got {column[row] / scale}"
+            )
+    return Table(benchmark, values, tuple(cells), tuple(hashes or ()))
+
+
+@contextlib.contextmanager
+def at(place: object) -> Iterator[None]:
+    """Says in one line where a file is wrong, however reading it failed."""
+    try:
+        yield
+    except Exception as error:
+        said = str(error) if type(error) is ValueError else f"{type(error).__name__}: {error}"
+        raise ValueError(f"{place}: {' '.join(said.split())}") from error
