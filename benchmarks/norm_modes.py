@@ -63,7 +63,7 @@ def main() -> None:
             space=config.space,
             data=config.data,
             proxies=("ntk_trace",),
-            num_random=config.num_archs,
+            num_archs=config.num_archs,
             norm=norm,
             batch_size=config.batch_size,
             init_channels=config.init_channels,

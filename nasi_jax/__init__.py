@@ -47,6 +47,8 @@ from nasi_jax.search import (
     run,
     score_fn,
 )
+from nasi_jax.tables import Table
+from nasi_jax.tables import load as load_table
 from nasi_jax.types import Batch, Edge
 
 __version__ = version("nasi-jax")
@@ -62,6 +64,7 @@ __all__ = [
     "SearchConfig",
     "SearchInfo",
     "SearchState",
+    "Table",
     "__version__",
     "adaptive",
     "batch_gradient",
@@ -74,6 +77,7 @@ __all__ = [
     "infinite_width_ntk",
     "init_params",
     "lanczos_spectrum",
+    "load_table",
     "margins",
     "nasi",
     "neural_tangents_ntk",

@@ -9,10 +9,10 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import jax
 import numpy as np
@@ -27,8 +27,8 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from nasi_jax import cache, experiment, population
-from nasi_jax.config import Config, ScoreConfig, SearchConfig
+from nasi_jax import cache, experiment, population, ranking
+from nasi_jax.config import Config, RankConfig, ScoreConfig, SearchConfig
 from nasi_jax.correlation import COEFFICIENTS
 from nasi_jax.search import Run
 
@@ -122,11 +122,10 @@ class Score(Compiling):
                 on_progress=report,
             )
         for name, values in scores.values.items():
-            best = int(np.argmax(values))
-            print(f"best {name}: {values[best]:.6g}  {scores.genotypes[best]}")
-        seconds = float(np.sum(scores.seconds))
-        count = len(scores.genotypes)
-        _print_cost(self.config, count, scores.num_compilations, scores.compile_seconds, seconds)
+            means = np.mean(values, axis=0)
+            best = int(np.argmax(means))
+            print(f"best {name}: {means[best]:.6g}  {scores.genotypes[best]}")
+        _print_cost(self.config, population.record_of(self.config, scores))
         print(f"wrote {self.out} and {self.out.with_suffix('.json').name}")
 
 
@@ -152,28 +151,44 @@ class Compare(Compiling):
         """Compares and reports."""
         existing = _existing(self.resume, self.overwrite)
         with _progress(_program("the scores", self.config)) as report:
-            result = population.compare(
+            result = ranking.compare(
                 self.config,
                 self.out,
                 **existing,
                 on_progress=report,
             )
-        table = Table("proxy", *COEFFICIENTS, title=f"correlation with {result['reference']}")
-        for name, coefficients in result["correlations"].items():
-            cells = [
-                "undefined"
-                if each["value"] is None
-                else f"{each['value']:.3f} [{each['low']:.3f}, {each['high']:.3f}]"
-                for each in coefficients.values()
-            ]
-            table.add_row(name, *cells)
-        Console(width=None if sys.stdout.isatty() else 120).print(table)
-        count, seconds = result["num_archs"], result["seconds"]
-        num_compilations = result["num_compilations"]
-        _print_cost(self.config, count, num_compilations, seconds["compile"], seconds["score"])
-        if result["reference"] != population.REFERENCE:
+        _print_correlations(result)
+        _print_cost(self.config, result)
+        if result["reference"] != ranking.REFERENCE:
             print("the reference is our own exact trace: pip install 'nasi-jax[ntk]' for another")
         print(f"wrote {self.out}/compare.csv, compare.json, compare.png")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rank(Compiling):
+    """Rank architectures by proxies, against their accuracies in a table of a benchmark.
+
+    Prints Pearson's, Spearman's and Kendall's correlation with the accuracy and the precision in
+    the top 10%, with 95% bootstrap intervals, and writes rank.csv, rank.json, rank.png and
+    scores.csv into the output directory.
+    """
+
+    config: Annotated[RankConfig, tyro.conf.arg(name="")]
+    out: Path = Path("runs/rank")
+    """Output directory."""
+    resume: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Go on with the ranking in the output directory, of the same settings."""
+    overwrite: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Replace the ranking in the output directory."""
+
+    def run(self) -> None:
+        """Ranks and reports."""
+        existing = _existing(self.resume, self.overwrite)
+        with _progress(_program("the scores", self.config)) as report:
+            result = ranking.rank(self.config, self.out, **existing, on_progress=report)
+        _print_correlations(result)
+        _print_cost(self.config, result)
+        print(f"wrote {self.out}/rank.csv, rank.json, rank.png, scores.csv")
 
 
 @dataclass(frozen=True)
@@ -207,12 +222,25 @@ def _existing(resume: bool, overwrite: bool) -> dict[str, bool]:
     return {"resume": resume, "overwrite": overwrite}
 
 
-def _print_cost(
-    config: ScoreConfig, count: int, num_compilations: int, compiled: float, scored: float
-) -> None:
+def _print_correlations(result: Mapping[str, Any]) -> None:
+    table = Table("proxy", *COEFFICIENTS, title=f"correlation with {result['reference']}")
+    for name, coefficients in result["correlations"].items():
+        table.add_row(name, *map(_interval, coefficients.values()))
+    Console(width=None if sys.stdout.isatty() else 120).print(table)
+
+
+def _interval(found: Mapping[str, float | None]) -> str:
+    value, low, high = found["value"], found["low"], found["high"]
+    return "undefined" if value is None else f"{value:.3f} [{low:.3f}, {high:.3f}]"
+
+
+def _print_cost(config: ScoreConfig, result: Mapping[str, Any]) -> None:
+    seconds, program = result["seconds"], result["num_compilations"]
+    seeds = f"seed {config.seed}" if config.seeds == 1 else f"{config.seeds} seeds"
     print(
-        f"{count} architectures of {config.space}, {config.norm} norm, seed {config.seed}: "
-        f"compiled {num_compilations} program in {compiled:.1f} s, scored in {scored:.1f} s"
+        f"{result['num_archs']} architectures of {config.space}, {config.norm} norm, {seeds}: "
+        f"compiled {program} program in {seconds['compile']:.1f} s, "
+        f"scored in {seconds['score']:.1f} s"
     )
 
 
@@ -238,13 +266,14 @@ def main(arguments: list[str] | None = None) -> None:
         _fail("stopped; it goes on where it was with --resume and the same --out", 130)
 
 
-def _command(arguments: list[str]) -> Search | Score | Compare | Show:
+def _command(arguments: list[str]) -> Search | Score | Compare | Rank | Show:
     search = Annotated[Search, tyro.conf.subcommand("search", default=_search_default(arguments))]
     score = Annotated[Score, tyro.conf.subcommand("score")]
     compare = Annotated[Compare, tyro.conf.subcommand("compare")]
+    rank = Annotated[Rank, tyro.conf.subcommand("rank")]
     show = Annotated[Show, tyro.conf.subcommand("show")]
     return tyro.cli(
-        search | score | compare | show,
+        search | score | compare | rank | show,
         prog="nasi",
         description="Neural architecture search at initialization (NASI), in JAX.",
         args=arguments,

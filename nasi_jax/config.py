@@ -67,7 +67,8 @@ _RANGES: dict[str, tuple[float, float]] = {
     "radius": (1e-30, 1e30),
     "seed": (0, 2**32 - 1),
     "micro_batches": (1, 2**31 - 1),
-    "num_random": (1, 2**31 - 1),
+    "num_archs": (1, 2**31 - 1),
+    "seeds": (1, 1000),
 }
 
 VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
@@ -191,7 +192,9 @@ class ScoreConfig:
     Attributes:
       space: darts, nasbench201, nasbench1shot1-1, nasbench1shot1-2 or nasbench1shot1-3.
       genotypes: a file with a genotype as text in each line.
-      num_random: how many different random architectures to score, if there is no such file.
+      num_archs: how many different random architectures to score, if there is no such file.
+      seeds: how often each is scored, from seed, seed + 1 and so on: with other parameters, another
+        batch, and other random numbers of the proxies.
       proxies: the scores; params and flops are always there.
       data: digits or gaussian (no download), a path to an .npz with x_train and y_train, or the
         name of a tensorflow-datasets data set, such as cifar10.
@@ -199,7 +202,7 @@ class ScoreConfig:
       batch_size: examples in the one batch that all architectures see.
       norm: batch (statistics of the batch), frozen (of a reference batch, constant) or none.
         Under batch, what needs gradients of single examples takes a backward pass of the whole
-        batch for each.
+        batch for each. synflow has no normalisation in any mode.
       init: he_normal, he_uniform, xavier_normal, lecun_normal or pytorch.
       ops: the operations on offer, to score in a part of the space.
       init_channels: channels of the first cells of the supernet.
@@ -214,7 +217,8 @@ class ScoreConfig:
 
     space: str = "nasbench201"
     genotypes: str | None = None
-    num_random: int = 20
+    num_archs: int = 20
+    seeds: int = 1
     proxies: tuple[str, ...] = ("batch_gradient", "grad_norm", "naswot")
     data: str = "digits"
     labels: str = "true"
@@ -230,6 +234,40 @@ class ScoreConfig:
 
     def __post_init__(self) -> None:
         _check(self)
+        if self.seed + self.seeds > 2**32:
+            raise ValueError(
+                f"seed + seeds must be at most {2**32}, got {self.seed} + {self.seeds}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankConfig(ScoreConfig):
+    """What the ranking of architectures against their accuracies depends on.
+
+    Attributes:
+      table: a file of accuracies, as `nasi_jax.tables.load` takes it.
+      column: which of its columns, such as c10valid_val_200 or val_108.
+      num_archs: how many different random architectures of the table to rank, unless genotypes
+        names a file.
+
+    Raises:
+      ValueError: for a value that is not accepted; the message says what is.
+    """
+
+    table: str
+    column: str
+    num_archs: int = 100
+    proxies: tuple[str, ...] = (
+        "batch_gradient",
+        "grad_norm",
+        "snip",
+        "synflow",
+        "grasp",
+        "fisher",
+        "jacov",
+        "naswot",
+        "zico",
+    )
 
 
 Config = SearchConfig | ScoreConfig

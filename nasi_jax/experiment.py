@@ -123,7 +123,7 @@ def build(config: SearchConfig, num_classes: int) -> tuple[SearchSpace, SearchAl
         optimizer=nasi_search.one_step_ascent(steps, radius=config.radius),
         proxy=proxy,
         penalty=cast(float, config.penalty),
-        constraint=_constraint(config),
+        constraint=constraint_of(config),
         temperature=config.temperature,
         hard=config.hard,
         norm=cast(NormMode, config.norm),
@@ -134,7 +134,8 @@ def build(config: SearchConfig, num_classes: int) -> tuple[SearchSpace, SearchAl
     return space, algorithm
 
 
-def _constraint(config: SearchConfig) -> Constraint:
+def constraint_of(config: SearchConfig) -> Constraint:
+    """The rule for nu that a resolved configuration describes."""
     nu = cast(float, config.constraint)
     if config.constraint_rule == "quantile":
         return nasi_search.quantile(

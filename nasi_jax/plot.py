@@ -207,7 +207,8 @@ def draw_scatter(
     """Scores of architectures against a true score, a panel each.
 
     Args:
-      truth: the name and the values `[N]` on the horizontal axes.
+      truth: the name and the values `[N]` on the horizontal axes; logarithmic where all are
+        positive and span more than a factor of 100.
       scores: names and values `[N]` of the vertical axes; logarithmic where all are positive.
       titles: what stands above the panels.
     """
@@ -216,9 +217,11 @@ def draw_scatter(
     figure = Figure(figsize=(4 * columns, 3.6 * rows), layout="constrained")
     panels = np.ravel(np.asarray(figure.subplots(rows, columns, squeeze=False)))
     for axes, (name, values) in zip(panels, scores.items(), strict=False):
-        axes.plot(truth[1], values, "o", markersize=4, color="#08519c", alpha=0.7)
+        size, alpha = (4, 0.7) if len(values) <= 100 else (2, 0.3)
+        axes.plot(truth[1], values, "o", markersize=size, color="#08519c", alpha=alpha)
         axes.set(xlabel=truth[0], ylabel=name, title=titles[name])
-        axes.set_xscale("log" if np.all(truth[1] > 0) else "linear")
+        wide = np.min(truth[1]) > 0 and np.max(truth[1]) > 100 * np.min(truth[1])
+        axes.set_xscale("log" if wide else "linear")
         axes.set_yscale("log" if np.all(values > 0) else "linear")
     for axes in panels[len(scores) :]:
         axes.remove()

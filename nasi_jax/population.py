@@ -1,65 +1,80 @@
-"""Many architectures scored through one compiled supernet, and the scores compared."""
+"""Many architectures scored through one compiled supernet."""
 
 from __future__ import annotations
 
 import csv
+import dataclasses
 import functools
-import importlib.util
 import io
 import json
-import math
 import time
 import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from nasi_jax import config as configuration
-from nasi_jax import files, plot
+from nasi_jax import files
 from nasi_jax.cells import parse_genotype
 from nasi_jax.config import ScoreConfig
-from nasi_jax.correlation import COEFFICIENTS, Correlation, correlations
 from nasi_jax.experiment import dataset_of, json_text, provenance, space_of
-from nasi_jax.kernels import PER_EXAMPLE, PROXIES
-from nasi_jax.kernels.neural_tangents import neural_tangents_ntk
-from nasi_jax.search import init_params, score_fn
-from nasi_jax.types import ApplyFn, Batch, Initializer, NormMode, Params, ProxyFn, SearchSpace
+from nasi_jax.kernels import PER_EXAMPLE, PROXIES, WITHOUT_NORM
+from nasi_jax.search import close_over, init_params
+from nasi_jax.types import Alpha, Batch, Initializer, NormMode, Params, ProxyFn, SearchSpace
 
 ALWAYS = ("num_params", "flops")
 """The proxies that every table of scores has."""
-
-REFERENCE = "neural_tangents_trace"
-"""The exact trace by neural-tangents, the reference of a comparison where it is installed."""
-
-COMPARED = ("ntk_trace", "batch_gradient", "per_example_gradient", "random_cotangent")
-"""What a comparison has besides what is asked for: our exact trace, and its estimates."""
 
 OnProgress = Callable[[str, int, int, float], None]
 """Called with what is going on, how many architectures, how many are done, and seconds each."""
 
 _SECONDS_BETWEEN_WRITES = 5.0
+_DRAWS_PER_ARCHITECTURE = 50
+
+
+class Row(NamedTuple):
+    """The scores of one architecture from one seed, and the seconds that they took together."""
+
+    seed: int
+    genotype: str
+    values: Mapping[str, float]
+    seconds: float
 
 
 class Scores(NamedTuple):
     """Scores of architectures.
 
     Attributes:
-      genotypes: their texts, in order.
-      values: for each proxy the scores `[N]`.
+      rows: the scores of all `N` architectures from the first of `K` seeds, then the next.
       num_compilations: how many programs were compiled to score them.
       compile_seconds: how long that took.
-      seconds: for each architecture the seconds that all of its scores took.
     """
 
-    genotypes: tuple[str, ...]
-    values: dict[str, np.ndarray]
+    rows: tuple[Row, ...]
     num_compilations: int
     compile_seconds: float
-    seconds: np.ndarray
+
+    @property
+    def genotypes(self) -> tuple[str, ...]:
+        """The `N` texts, in order."""
+        return tuple(dict.fromkeys(row.genotype for row in self.rows))
+
+    @property
+    def values(self) -> dict[str, np.ndarray]:
+        """For each proxy the scores `[K, N]`."""
+        shape = (-1, len(self.genotypes))
+        return {
+            name: np.reshape([row.values[name] for row in self.rows], shape)
+            for name in self.rows[0].values
+        }
+
+    @property
+    def seconds(self) -> float:
+        """What all scores took."""
+        return float(np.sum([row.seconds for row in self.rows]))
 
 
 def score(
@@ -74,7 +89,7 @@ def score(
 
     Args:
       config: the configuration.
-      out: the csv file: a line for each architecture, with its genotype, params, flops, and the
+      out: the csv file: a line for each seed and architecture, with params, flops, and the
         proxies, all of them higher is better.
       resume: whether to go on with the scores in the file, if there are any.
       overwrite: whether to replace the file.
@@ -86,89 +101,53 @@ def score(
     """
     if out.suffix != ".csv":
         raise ValueError(f"the scores go to a .csv file, got {out}")
-    proxies = _proxies(config, config.proxies)
-    return _scored(config, proxies, out, resume, overwrite, on_progress)
+    return scored(
+        config,
+        proxies_of(config, config.proxies),
+        genotypes_of(config),
+        out,
+        resume=resume,
+        overwrite=overwrite,
+        on_progress=on_progress,
+    )
 
 
-def compare(
-    config: ScoreConfig,
-    out: Path,
-    *,
-    resume: bool = False,
-    overwrite: bool = False,
-    on_progress: OnProgress = lambda stage, total, done, seconds: None,
-) -> dict[str, Any]:
-    """Compares proxies with the exact trace of the NTK over random architectures.
-
-    The reference is the trace of the dense kernel by neural-tangents, where that is installed;
-    ours stands beside it, and is the reference otherwise.
-
-    Args:
-      config: the configuration. The exact trace keeps a Jacobian of the whole batch in
-        neural-tangents, so the batch should be small.
-      out: the directory for compare.csv, compare.json and compare.png.
-      resume: whether to go on with the comparison in the directory, if there is one.
-      overwrite: whether to replace what an earlier comparison left there.
-      on_progress: called as it goes on.
-
-    Returns:
-      What stands in `compare.json`.
-
-    Raises:
-      ValueError: for a wrong configuration, data that cannot be used, or a directory that holds
-        a comparison already, or one of something else.
-    """
-    names = tuple(dict.fromkeys((*COMPARED, *config.proxies)))
-    proxies = _proxies(config, names)
-    installed = importlib.util.find_spec("neural_tangents") is not None
-    if installed:
-        proxies = {REFERENCE: _neural_tangents_trace, **proxies}
-    scores = _scored(config, proxies, out / "compare.csv", resume, overwrite, on_progress)
-    on_progress("comparing", len(scores.genotypes), len(scores.genotypes), 0.0)
-    reference = REFERENCE if installed else "ntk_trace"
-    found = {
-        name: correlations(scores.values[reference], values, seed=config.seed)
-        for name, values in scores.values.items()
-        if name != reference
-    }
-    result = {
-        "reference": reference,
-        "correlations": {
-            name: {each: _finite(value._asdict()) for each, value in coefficients.items()}
-            for name, coefficients in found.items()
-        },
-        **_record(config, scores),
-    }
-    titles = {name: _title(coefficients) for name, coefficients in found.items()}
-    truth = (reference.replace("_", " "), scores.values[reference])
-    figure = plot.draw_scatter(truth, {name: scores.values[name] for name in found}, titles)
-    plot.save(figure, out / "compare.png")
-    files.write_bytes(out / "compare.json", json_text(result).encode())
-    return result
-
-
-def genotypes_of(config: ScoreConfig, space: SearchSpace) -> list[Any]:
+def genotypes_of(
+    config: ScoreConfig, identity: Callable[[Any], Hashable] = lambda genotype: genotype
+) -> list[Any]:
     """The architectures that a configuration names.
 
+    Args:
+      config: the configuration.
+      identity: what tells architectures apart; those of identity None are left out.
+
     Raises:
-      ValueError: if the file cannot be read, a line of it is no genotype of the space, or there
-        are not as many different architectures as asked for.
+      ValueError: if the file cannot be read, a line of it is no genotype of the space or has no
+        identity, or there are not as many different architectures as asked for.
     """
-    if config.genotypes is None:
-        key = _keys(config)["architectures"]
-        found: dict[Any, None] = {}
-        for attempt in range(20 * config.num_random):
-            found[space.sample(jax.random.fold_in(key, attempt))] = None
-            if len(found) == config.num_random:
-                return list(found)
-        raise ValueError(
-            f"num_random must be within the size of the space, got {config.num_random}, and only "
-            f"{len(found)} different architectures came up"
-        )
+    space = space_of(config)
+    if config.genotypes is not None:
+        return _listed(config.genotypes, space, identity)
+    key = _keys(config.seed)["architectures"]
+    found: dict[Hashable, Any] = {}
+    for attempt in range(_DRAWS_PER_ARCHITECTURE * config.num_archs):
+        genotype = space.sample(jax.random.fold_in(key, attempt))
+        which = identity(genotype)
+        if which is not None:
+            found.setdefault(which, genotype)
+        if len(found) == config.num_archs:
+            return list(found.values())
+    raise ValueError(
+        f"num_archs must be within what there is to draw from, got {config.num_archs}, and only "
+        f"{len(found)} different architectures came up"
+    )
+
+
+def _listed(path: str, space: SearchSpace, identity: Callable[[Any], Hashable]) -> list[Any]:
     try:
-        lines = Path(config.genotypes).read_text().splitlines()
+        lines = Path(path).read_text().splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"cannot read genotypes from {config.genotypes}: {error}") from error
+        raise ValueError(f"cannot read genotypes from {path}: {error}") from error
     genotypes = []
     for number, line in enumerate(lines, 1):
         if line.strip():
@@ -177,20 +156,27 @@ def genotypes_of(config: ScoreConfig, space: SearchSpace) -> list[Any]:
                 space.one_hot(genotype)
             except (ValueError, TypeError, AttributeError) as error:
                 raise ValueError(
-                    f"line {number} of {config.genotypes} is no genotype of {space.name}: {error}"
+                    f"line {number} of {path} is no genotype of {space.name}: {error}"
                 ) from error
+            if identity(genotype) is None:
+                raise ValueError(f"the genotype of line {number} of {path} is not in the table")
             genotypes.append(genotype)
     if not genotypes:
-        raise ValueError(f"there is no genotype in {config.genotypes}")
+        raise ValueError(f"there is no genotype in {path}")
     return genotypes
 
 
-def _keys(config: ScoreConfig) -> dict[str, jax.Array]:
+def _keys(seed: int) -> dict[str, jax.Array]:
     names = ("parameters", "architectures", "data", "proxies")
-    return dict(zip(names, jax.random.split(jax.random.key(config.seed), len(names)), strict=True))
+    return dict(zip(names, jax.random.split(jax.random.key(seed), len(names)), strict=True))
 
 
-def _proxies(config: ScoreConfig, names: tuple[str, ...]) -> dict[str, ProxyFn]:
+def proxies_of(config: ScoreConfig, names: Sequence[str]) -> dict[str, ProxyFn]:
+    """Proxies by name, params and flops first, as the norm mode takes them.
+
+    Raises:
+      ValueError: for an unknown name.
+    """
     unknown = [name for name in names if name not in PROXIES]
     if unknown:
         raise ValueError(f"unknown proxy {unknown[0]!r}; known: {', '.join(PROXIES)}")
@@ -202,32 +188,47 @@ def _proxies(config: ScoreConfig, names: tuple[str, ...]) -> dict[str, ProxyFn]:
     }
 
 
-def _neural_tangents_trace(
-    key: jax.Array, apply_fn: ApplyFn, params: Params, batch: Batch
-) -> jax.Array:
-    del key
-    return jnp.einsum("bkbk->", neural_tangents_ntk(apply_fn, params, batch.inputs))
+def norm_of(config: ScoreConfig, proxy: str) -> NormMode:
+    """The norm mode that a proxy is computed in."""
+    return "none" if proxy in WITHOUT_NORM else cast(NormMode, config.norm)
 
 
-def _scored(
+def scored(
     config: ScoreConfig,
     proxies: Mapping[str, ProxyFn],
+    genotypes: Sequence[Any],
     out: Path,
+    *,
     resume: bool,
     overwrite: bool,
     on_progress: OnProgress,
+    given: Mapping[str, Mapping[str, float]] | None = None,
 ) -> Scores:
-    """Scores into a csv file and a json file of the same name, as they come."""
+    """Scores into a csv file and a json file of the same name, as they come.
+
+    Args:
+      config: the configuration, of `score` or of what else scores.
+      proxies: what scores, by name.
+      genotypes: the architectures.
+      out: the csv file.
+      resume: whether to go on with the scores in the file, if there are any.
+      overwrite: whether to replace the file.
+      on_progress: called as it goes on.
+      given: further columns of the file, by name and genotype.
+
+    Raises:
+      ValueError: as `score` does.
+    """
     record = out.with_suffix(".json")
     known = _known(out, record, config, proxies, resume, overwrite)
 
     def write(scores: Scores) -> None:
-        files.write_bytes(record, json_text(_record(config, scores)).encode())
-        files.write_bytes(out, _table(scores).encode())
+        files.write_bytes(record, json_text(record_of(config, scores)).encode())
+        files.write_bytes(out, _table(scores.rows, proxies, given or {}).encode())
 
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        return _scores(config, proxies, known, write, on_progress)
+        return _scores(config, proxies, genotypes, known, write, on_progress)
     except OSError as error:
         raise ValueError(f"cannot write {out}: {error.strerror}") from error
 
@@ -235,96 +236,101 @@ def _scored(
 def _scores(
     config: ScoreConfig,
     proxies: Mapping[str, ProxyFn],
-    known: Mapping[str, Mapping[str, float]],
+    genotypes: Sequence[Any],
+    known: Mapping[tuple[int, str], Row],
     write: Callable[[Scores], None],
     on_progress: OnProgress,
 ) -> Scores:
     """Scores that are not known yet, written now and then and at the end."""
     space = space_of(config)
-    genotypes, keys = genotypes_of(config, space), _keys(config)
-    dataset = dataset_of(config)
-    batch = dataset.batch(keys["data"], 0, config.batch_size)
-    norm = cast(NormMode, config.norm)
-    supernet = space.supernet(
-        dataset.num_classes, norm=norm, init=cast(Initializer, config.init), one_hot=True
-    )
-
+    num_classes, init_of = dataset_of(config).num_classes, cast(Initializer, config.init)
+    norms = {name: norm_of(config, name) for name in proxies}
+    supernets = {
+        norm: space.supernet(num_classes, norm=norm, init=init_of, one_hot=True)
+        for norm in dict.fromkeys(norms.values())
+    }
+    supernet = supernets[norms[ALWAYS[0]]]  # their parameters are the same
     num_compilations = 0
 
-    def each(key: jax.Array, apply_fn: ApplyFn, params: Params, batch: Batch) -> Any:
+    @jax.jit
+    def score_weights(key: jax.Array, params: Params, weights: Alpha, batch: Batch) -> Any:
         # Runs when JAX traces it: once for each program that it compiles.
         nonlocal num_compilations
         num_compilations += 1
+        apply_fns = {
+            norm: close_over(net, params, weights, norm=norm, reference=batch.inputs)
+            for norm, net in supernets.items()
+        }
         # A key that hangs on the proxy's name alone: others beside it change nothing.
+        keys = {name: jax.random.fold_in(key, zlib.crc32(name.encode())) for name in proxies}
         return {
-            name: proxy(jax.random.fold_in(key, zlib.crc32(name.encode())), apply_fn, params, batch)
+            name: proxy(keys[name], apply_fns[norms[name]], params, batch)
             for name, proxy in proxies.items()
         }
 
+    init = jax.jit(init_params, static_argnums=1)
+
+    @functools.lru_cache(maxsize=1)  # the seeds come one after another
+    def drawn(seed: int) -> tuple[jax.Array, Params, Batch]:
+        keys, dataset = _keys(seed), dataset_of(dataclasses.replace(config, seed=seed))
+        batch = dataset.batch(keys["data"], 0, config.batch_size)
+        weights = space.one_hot(genotypes[0])
+        return keys["proxies"], init(keys["parameters"], supernet, batch.inputs, weights), batch
+
+    def values_of(seed: int, genotype: Any) -> dict[str, float]:
+        key, params, batch = drawn(seed)
+        found = jax.device_get(score_weights(key, params, space.one_hot(genotype), batch))
+        return {name: float(found[name]) for name in proxies}  # JAX sorts the names
+
+    seeds = range(config.seed, config.seed + config.seeds)
     texts = tuple(genotype.to_text() for genotype in genotypes)
-    if not known.keys() >= set(texts):
-        on_progress("compiling", len(genotypes), 0, 0.0)
-    begin = time.perf_counter()
-    weights = space.one_hot(genotypes[0])
-    params = jax.jit(init_params, static_argnums=1)(
-        keys["parameters"], supernet, batch.inputs, weights
-    )
-    scorer = score_fn(space, supernet, proxy=each, norm=norm)
-
-    def scored(genotype: Any) -> dict[str, float]:
-        found = jax.device_get(scorer(keys["proxies"], params, genotype, batch))
-        return {name: float(value) for name, value in found.items()}
-
-    rows: list[Mapping[str, float]] = []
-    seconds: list[float] = []
+    tasks = [(seed, *pair) for seed in seeds for pair in zip(texts, genotypes, strict=True)]
+    rows: list[Row] = []
     compile_seconds, written = 0.0, time.monotonic()
-
-    def so_far() -> Scores:
-        values = {name: np.array([row[name] for row in rows]) for name in proxies}
-        return Scores(
-            texts[: len(rows)], values, num_compilations, compile_seconds, np.array(seconds)
-        )
-
-    for genotype, text in zip(genotypes, texts, strict=True):
-        if text in known:
-            rows.append(known[text])
-            seconds.append(known[text]["seconds"])
+    for seed, text, genotype in tasks:
+        if (seed, text) in known:
+            rows.append(known[seed, text])
             continue
         if num_compilations == 0:
-            scored(genotype)
+            on_progress("compiling", len(tasks), len(rows), 0.0)
+            begin = time.perf_counter()
+            values_of(seed, genotype)
             compile_seconds = time.perf_counter() - begin
-            on_progress("compiled", len(genotypes), len(rows), 0.0)
-        start = time.perf_counter()
-        rows.append(scored(genotype))
-        seconds.append(time.perf_counter() - start)
-        on_progress("scoring", len(genotypes), len(rows), float(np.mean(seconds)))
+            on_progress("compiled", len(tasks), len(rows), 0.0)
+        drawn(seed)  # not counted to its first architecture
+        begin = time.perf_counter()
+        values = values_of(seed, genotype)
+        rows.append(Row(seed, text, values, time.perf_counter() - begin))
+        each_seconds = float(np.mean([row.seconds for row in rows]))
+        on_progress("scoring", len(tasks), len(rows), each_seconds)
         if time.monotonic() - written > _SECONDS_BETWEEN_WRITES:
-            write(so_far())
+            write(Scores(tuple(rows), num_compilations, compile_seconds))
             written = time.monotonic()
-    scores = so_far()
+    scores = Scores(tuple(rows), num_compilations, compile_seconds)
     write(scores)
     return scores
 
 
-def _table(scores: Scores) -> str:
+def _table(
+    rows: Sequence[Row], proxies: Mapping[str, ProxyFn], given: Mapping[str, Mapping[str, float]]
+) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["genotype", *scores.values, "seconds"])
-    for row in zip(scores.genotypes, *scores.values.values(), scores.seconds, strict=True):
-        writer.writerow([row[0], *map(float, row[1:])])
+    writer.writerow(["seed", "genotype", *given, *proxies, "seconds"])
+    for row in rows:
+        others = [column[row.genotype] for column in given.values()]
+        writer.writerow([row.seed, row.genotype, *others, *row.values.values(), row.seconds])
     return text.getvalue()
 
 
-def _record(config: ScoreConfig, scores: Scores) -> dict[str, Any]:
+def record_of(config: ScoreConfig, scores: Scores) -> dict[str, Any]:
+    """What a result says of the scores that it is made of."""
     return {
         "config": json.loads(json_text(configuration.to_dict(config))),
-        "norm": config.norm,
+        "norm": {name: norm_of(config, name) for name in scores.rows[0].values},
         "num_archs": len(scores.genotypes),
         "num_compilations": scores.num_compilations,
-        "seconds": {
-            "compile": scores.compile_seconds,
-            "score": float(np.sum(scores.seconds)),
-        },
+        "seconds": {"compile": scores.compile_seconds, "score": scores.seconds},
         **provenance(),
     }
 
@@ -333,11 +339,11 @@ def _known(
     out: Path,
     record: Path,
     config: ScoreConfig,
-    proxies: Iterable[str],
+    proxies: Mapping[str, ProxyFn],
     resume: bool,
     overwrite: bool,
-) -> dict[str, dict[str, float]]:
-    """The rows of an earlier run of the same configuration, by genotype."""
+) -> dict[tuple[int, str], Row]:
+    """The rows of an earlier run of the same configuration, by seed and genotype."""
     if overwrite or not out.exists():
         return {}
     if not resume:
@@ -347,11 +353,15 @@ def _known(
         )
     try:
         saved = json.loads(record.read_text())["config"]
-        rows = list(csv.DictReader(out.read_text().splitlines()))
-        known = {
-            row["genotype"]: {name: float(row[name]) for name in (*proxies, "seconds")}
-            for row in rows
-        }
+        rows = [
+            Row(
+                int(row["seed"]),
+                row["genotype"],
+                {name: float(row[name]) for name in proxies},
+                float(row["seconds"]),
+            )
+            for row in csv.DictReader(out.read_text().splitlines())
+        ]
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"cannot resume from {out} and {record}: {error}") from error
     given = json.loads(json_text(configuration.to_dict(config)))  # as it was saved
@@ -362,13 +372,4 @@ def _known(
     ]
     if differences:
         raise ValueError(f"the scores to resume have {', '.join(differences)}")
-    return known
-
-
-def _title(coefficients: Mapping[str, Correlation]) -> str:
-    r, rho, tau = (coefficients[name].value for name in COEFFICIENTS)
-    return rf"$r$ {r:.2f}   $\rho$ {rho:.2f}   $\tau$ {tau:.2f}"
-
-
-def _finite(values: Mapping[str, float]) -> dict[str, float | None]:
-    return {name: value if math.isfinite(value) else None for name, value in values.items()}
+    return {(row.seed, row.genotype): row for row in rows}

@@ -461,7 +461,7 @@ def test_a_reader_that_has_gone_is_no_error():
 
 POPULATION = shlex.split(
     "--ops skip_connect avg_pool_3x3 nor_conv_1x1 --init-channels 2 --num-cells 1 --image-size 8 "
-    "--batch-size 4 --num-random 4 --seed 2 --proxies grad_norm"
+    "--batch-size 4 --num-archs 4 --seed 2 --proxies grad_norm"
 )
 
 
@@ -500,7 +500,7 @@ def test_compare(tmp_path, capsys):
     ("flags", "message"),
     [
         ("score --proxies accuracy", "unknown proxy 'accuracy'; known: batch_gradient, "),
-        ("score --num-random 0", "num_random must be from 1 to 2147483647, got 0"),
+        ("score --num-archs 0", "num_archs must be from 1 to 2147483647, got 0"),
         ("score --genotypes nowhere", "cannot read genotypes from nowhere: "),
         ("score --norm layer", "unknown norm 'layer'; known: batch, frozen, none"),
         ("score --resume --overwrite", "--resume and --overwrite exclude each other"),

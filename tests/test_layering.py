@@ -18,16 +18,15 @@ ALLOWED = {
     "search": {"types", "config", "kernels"},
     "data": {"types", "config"},
     "plot": {"types", "config", "cells", "files"},
+    "tables": {"cells", "files"},
     "correlation": set(),
     "experiment": {"types", "files", "config", "kernels", "cells", "search", "data", "plot"},
-    "population": {
-        *("types", "files", "config", "kernels", "cells", "search", "data", "plot"),
-        *("correlation", "experiment"),
+    "population": {"types", "files", "config", "kernels", "cells", "search", "experiment"},
+    "ranking": {
+        *("types", "files", "config", "kernels", "plot"),
+        *("correlation", "tables", "experiment", "population"),
     },
-    "cli": {
-        *("types", "files", "config", "kernels", "cells", "search", "data", "plot"),
-        *("correlation", "experiment", "population", "cache"),
-    },
+    "cli": {"config", "search", "cache", "correlation", "experiment", "population", "ranking"},
 }
 """What each room may import from the package, besides itself."""
 

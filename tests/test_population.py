@@ -1,9 +1,8 @@
-"""`nasi score` and `nasi compare`: one compilation, resume, and what they refuse."""
+"""`nasi score`: one compilation, seeds, resume, and what it refuses."""
 
 import csv
 import dataclasses
 import json
-import math
 
 import jax
 import numpy as np
@@ -23,7 +22,7 @@ CONFIG = ScoreConfig(
     num_cells=1,
     image_size=8,
     batch_size=4,
-    num_random=5,
+    num_archs=5,
     proxies=("grad_norm", "ntk_trace"),
     seed=2,
 )
@@ -50,13 +49,13 @@ def test_table_and_record(finished):
     out, scores = finished
     rows = without_seconds(out)
     assert [row["genotype"] for row in rows] == list(scores.genotypes)
-    assert list(rows[0]) == ["genotype", "num_params", "flops", "grad_norm", "ntk_trace"]
+    assert list(rows[0]) == ["seed", "genotype", "num_params", "flops", "grad_norm", "ntk_trace"]
     assert len(set(scores.genotypes)) == 5
-    for row, trace in zip(rows, scores.values["ntk_trace"], strict=True):
+    for row, trace in zip(rows, scores.values["ntk_trace"][0], strict=True):
         assert float(row["ntk_trace"]) == trace
     record = json.loads(out.with_suffix(".json").read_text())
     assert record["num_compilations"] == scores.num_compilations == 1
-    assert record["norm"] == "frozen" and record["config"]["seed"] == 2
+    assert set(record["norm"].values()) == {"frozen"} and record["config"]["seed"] == 2
     assert {"device", "versions", "seconds"} <= record.keys()
 
 
@@ -66,7 +65,7 @@ def test_scores_are_those_of_the_networks(finished):
     space = search_space("nasbench201", ops=CONFIG.ops, init_channels=2, num_cells=1)
     dataset = data.load("digits", image_size=8, seed=2)
     batch = dataset.batch(keys[2], 0, 4)
-    genotypes = population.genotypes_of(CONFIG, space)
+    genotypes = population.genotypes_of(CONFIG)
     assert tuple(genotype.to_text() for genotype in genotypes) == scores.genotypes
     supernet = space.supernet(10, norm="frozen")
     weights = space.one_hot(genotypes[0])
@@ -89,7 +88,7 @@ def test_scores_are_those_of_the_networks(finished):
             }
 
         for name, value in expected(params, batch).items():
-            np.testing.assert_allclose(scores.values[name][index], value, rtol=1e-4)
+            np.testing.assert_allclose(scores.values[name][0, index], value, rtol=1e-4)
 
 
 def test_killed_and_resumed(finished, tmp_path, monkeypatch):
@@ -109,18 +108,56 @@ def test_killed_and_resumed(finished, tmp_path, monkeypatch):
         done.append((stage, count))
 
     population.score(CONFIG, out, resume=True, on_progress=on_progress)
-    assert done == [("compiling", 0), ("compiled", 2), *[("scoring", n) for n in (3, 4, 5)]]
+    assert done == [("compiling", 2), ("compiled", 2), *[("scoring", n) for n in (3, 4, 5)]]
     assert without_seconds(out) == without_seconds(finished[0])
     done.clear()
     scores = population.score(CONFIG, out, resume=True, on_progress=on_progress)
     assert scores.num_compilations == 0 and done == []
 
 
+def test_seeds_share_architectures_and_the_program(finished, tmp_path):
+    """A seed after the first has the scores that it has as the first, of the same architectures."""
+    config = dataclasses.replace(CONFIG, seeds=2, num_archs=3)
+    scores = population.score(config, tmp_path / "scores.csv")
+    assert scores.num_compilations == 1
+    assert {name: values.shape for name, values in scores.values.items()} == dict.fromkeys(
+        scores.values, (2, 3)
+    )
+    assert [row["seed"] for row in without_seconds(tmp_path / "scores.csv")] == ["2"] * 3 + [
+        "3"
+    ] * 3
+    listed = tmp_path / "genotypes.txt"
+    listed.write_text("\n".join(scores.genotypes))
+    alone = dataclasses.replace(CONFIG, seed=3, genotypes=str(listed))
+    expected = population.score(alone, tmp_path / "alone.csv").values
+    for name, (first, second) in scores.values.items():
+        np.testing.assert_allclose(first, finished[1].values[name][0, :3], rtol=1e-5)
+        np.testing.assert_allclose(second, expected[name][0], rtol=1e-5)
+    assert not np.allclose(*scores.values["ntk_trace"], rtol=0.01)
+
+
+def test_a_run_killed_in_a_later_seed_goes_on(tmp_path, monkeypatch):
+    config = dataclasses.replace(CONFIG, seeds=2, num_archs=2, proxies=())
+    whole = population.score(config, tmp_path / "whole.csv")
+    monkeypatch.setattr(population, "_SECONDS_BETWEEN_WRITES", 0.0)
+
+    def stop(stage, total, count, seconds):
+        if stage == "scoring" and count == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        population.score(config, tmp_path / "scores.csv", on_progress=stop)
+    assert len(without_seconds(tmp_path / "scores.csv")) == 3
+    population.score(config, tmp_path / "scores.csv", resume=True)
+    assert whole.num_compilations == 1
+    assert without_seconds(tmp_path / "scores.csv") == without_seconds(tmp_path / "whole.csv")
+
+
 def test_one_proxy_changes_nothing_in_another(finished, tmp_path):
-    config = dataclasses.replace(CONFIG, proxies=("naswot", "ntk_trace"), num_random=2)
+    config = dataclasses.replace(CONFIG, proxies=("naswot", "ntk_trace"), num_archs=2)
     scores = population.score(config, tmp_path / "scores.csv")
     for name in ("ntk_trace", "num_params"):
-        np.testing.assert_allclose(scores.values[name], finished[1].values[name][:2], rtol=1e-5)
+        np.testing.assert_allclose(scores.values[name], finished[1].values[name][:, :2], rtol=1e-5)
 
 
 def test_genotypes_from_a_file(finished, tmp_path):
@@ -131,7 +168,7 @@ def test_genotypes_from_a_file(finished, tmp_path):
     found = population.score(config, tmp_path / "scores.csv")
     assert found.genotypes == (scores.genotypes[3], scores.genotypes[1])
     for name, values in found.values.items():
-        np.testing.assert_allclose(values, scores.values[name][[3, 1]], rtol=1e-5)
+        np.testing.assert_allclose(values, scores.values[name][:, [3, 1]], rtol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -157,8 +194,8 @@ def test_wrong_genotypes(line, message, finished, tmp_path):
         ({"genotypes": "/nowhere"}, "cannot read genotypes from /nowhere"),
         ({"proxies": ("accuracy",)}, "unknown proxy 'accuracy'; known: batch_gradient"),
         (
-            {"num_random": 65, "ops": ("none", "skip_connect")},
-            "num_random must be within the size of the space, got 65",
+            {"num_archs": 65, "ops": ("none", "skip_connect")},
+            "num_archs must be within what there is to draw from, got 65",
         ),
         ({"batch_size": 10**6}, "1000000"),
     ],
@@ -189,29 +226,9 @@ def test_files_that_are_there(finished, tmp_path):
         )
 
 
-def test_compare(tmp_path, monkeypatch):
-    monkeypatch.setattr(population.importlib.util, "find_spec", lambda name: None)
-    config = dataclasses.replace(CONFIG, proxies=("grad_norm",))
-    result = population.compare(config, tmp_path / "out")
-    assert result["reference"] == "ntk_trace" and result["num_compilations"] == 1
-    assert json.loads((tmp_path / "out" / "compare.json").read_text()) == result
-    rows = without_seconds(tmp_path / "out" / "compare.csv")
-    for proxy in ("num_params", "batch_gradient", "per_example_gradient", "random_cotangent"):
-        found = result["correlations"][proxy]["pearson"]["value"]
-        pairs = [[float(row["ntk_trace"]), float(row[proxy])] for row in rows]
-        expected = np.corrcoef(np.array(pairs).T)[0, 1]
-        assert math.isclose(found, expected, rel_tol=1e-6)
-    assert (tmp_path / "out" / "compare.png").read_bytes().startswith(b"\x89PNG")
-    with pytest.raises(ValueError, match=r"compare.csv is there already: continue it with"):
-        population.compare(config, tmp_path / "out")
-    again = population.compare(config, tmp_path / "out", resume=True)
-    assert again["num_compilations"] == 0
-    assert again["correlations"] == result["correlations"]
-
-
 def test_batch_statistics_are_gone_through(tmp_path):
     """Under `batch`, the trace is that of the rows of the whole batch."""
-    config = dataclasses.replace(CONFIG, norm="batch", batch_size=2, num_random=2)
+    config = dataclasses.replace(CONFIG, norm="batch", batch_size=2, num_archs=2)
     scores = population.score(config, tmp_path / "scores.csv")
     other = dataclasses.replace(config, norm="frozen")
     frozen = population.score(other, tmp_path / "frozen.csv")

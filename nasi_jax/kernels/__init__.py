@@ -60,9 +60,13 @@ PER_EXAMPLE = (
 )
 """Those that need gradients of single examples, and take `coupled`."""
 
+WITHOUT_NORM = ("synflow",)
+"""Those that are defined for networks without normalisation, whose norm mode is always `none`."""
+
 __all__ = [
     "PER_EXAMPLE",
     "PROXIES",
+    "WITHOUT_NORM",
     "Estimate",
     "LanczosSpectrum",
     "Spectrum",

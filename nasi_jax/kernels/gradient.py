@@ -12,6 +12,9 @@ from nasi_jax.types import ApplyFn, Batch, Loss, Params
 
 T = TypeVar("T")
 
+A_FEW = 4
+"""As many examples as it takes to see what the outputs depend on."""
+
 
 def loss_gradient(apply_fn: ApplyFn, params: Params, batch: Batch, loss: Loss) -> Params:
     """The gradient of the mean loss of a batch in the parameters."""

@@ -7,7 +7,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from nasi_jax.kernels.gradient import random_gradient
+from nasi_jax.kernels.gradient import A_FEW, random_gradient
 from nasi_jax.kernels.stacks import by_layer
 from nasi_jax.types import ApplyFn, Batch, Params
 
@@ -24,14 +24,15 @@ def num_params(key: jax.Array, apply_fn: ApplyFn, params: Params, batch: Batch) 
       key: random key, consumed.
       apply_fn: maps `(params, inputs[B, ...])` to outputs `[B, K]`.
       params: the parameters counted.
-      batch: inputs `[B, ...]` that the dependence is seen at; the labels are not read.
+      batch: inputs `[B, ...]` whose first 4 the dependence is seen at; the labels are not read.
 
     Returns:
       A float32 scalar, exact up to 2^24.
     """
-    gradient = random_gradient(key, lambda params: apply_fn(params, batch.inputs), params)
+    inputs = batch.inputs[:A_FEW]
+    gradient = random_gradient(key, lambda params: apply_fn(params, inputs), params)
     counts = (
         layers.shape[1] * jnp.sum(jnp.any(layers != 0, axis=1), dtype=jnp.float32)
-        for layers in by_layer(apply_fn, params, batch.inputs, gradient)
+        for layers in by_layer(apply_fn, params, inputs, gradient)
     )
     return functools.reduce(jnp.add, counts)
