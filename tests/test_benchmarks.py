@@ -1,11 +1,13 @@
 """The benchmarks run from end to end at their smallest size."""
 
 import importlib.util
+import itertools
 import json
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
@@ -87,6 +89,55 @@ def test_precision(tmp_path):
     exact, rounded = (record["runs"][name]["trace"] for name in ("float32", "bfloat16"))
     assert exact != rounded == pytest.approx(exact, rel=0.2)
     assert -1 <= record["rows"]["cosine of alpha_T"] < 1
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    """What the studies of selections are given: operations, and a table of all of their cells."""
+    ops = ("none", "skip_connect", "nor_conv_1x1")
+    path = tmp_path_factory.mktemp("study") / "table.csv"
+    lines = ["arch_str,params,c10_test_200,c10valid_val_200"]
+    for index, each in enumerate(itertools.product(ops, repeat=6)):
+        cell = "|{}~0|+|{}~0|{}~1|+|{}~0|{}~1|{}~2|".format(*each)
+        lines.append(f"{cell},{index},{index / 10},{index / 20}")
+    path.write_text("\n".join(lines) + "\n")
+    return ["--ops", *ops, "--table", path]
+
+
+def test_selection(study, tmp_path):
+    command = [sys.executable, BENCHMARKS / "selection.py", "--smoke", *study]
+    command += ["--column", "c10_test_200", "--out", tmp_path]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    record = json.loads((tmp_path / "selection.json").read_text())
+    assert done.stdout.count("\n") == 3 + len(record["rows"]) == 3 + 5
+    assert [row["of"] for row in record["rows"].values()] == [2, 6, 2, 2, 1]
+    assert all(row["found"] == row["of"] for row in record["rows"].values())
+    # The last cell of the table has the most parameters there.
+    assert record["rows"]["of the whole table the most parameters"]["mean"] == 72.8
+    assert np.shape(record["accuracies"]) == (2, len(record["steps"]))
+    found = record["rows"]["NASI, 3 steps"]["mean"]
+    assert found == pytest.approx(np.mean([each[-1] for each in record["accuracies"]]))
+    assert (tmp_path / "selection.png").read_bytes().startswith(b"\x89PNG")
+    again = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert again.stdout == done.stdout  # the searches were kept, their seconds too
+
+
+def test_ablations(study, tmp_path):
+    command = [sys.executable, BENCHMARKS / "ablations.py", "--smoke", *study, "--out", tmp_path]
+    subprocess.run(command, capture_output=True, text=True, check=True)
+    record = json.loads((tmp_path / "ablations.json").read_text())
+    rows = record["rows"]
+    # At T = 1 with nu out of reach, and at mu = 0, what is selected follows x alone.
+    assert {"as given", "T: 1", "mu: 0", "mu: 2, nu: quantile 0.5", "labels: random"} <= rows.keys()
+    assert rows["draws of theta_0: 2"]["c10valid_val_200"]["of"] == 1
+    selected = record["selected"]
+    assert selected["mu: 0"] == selected["mu: 1, nu: fixed, 1000"] == selected["as given"]
+    assert rows["as given"]["c10_test_200"]["mean"] == pytest.approx(
+        2 * rows["as given"]["c10valid_val_200"]["mean"]
+    )
+    assert (tmp_path / "ablations.png").read_bytes().startswith(b"\x89PNG")
+    done = subprocess.run([*command, "--only", "size"], capture_output=True, text=True)
+    assert done.returncode == 0 or "known" in done.stderr
 
 
 @pytest.mark.slow

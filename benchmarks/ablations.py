@@ -1,0 +1,199 @@
+"""What each setting of a search does to the accuracy of what it selects, labels and images too.
+
+Command:   python benchmarks/ablations.py --data CIFAR.npz --table nasbench201_cifar10.csv
+Time:      half an hour on two CPU cores
+Expected:  labels and images make no difference beyond the standard errors (table 2 of the paper);
+           of the other settings we know of no published figures to compare with
+
+Takes the settings of `nasi search`, from which every row differs in what its label says. From
+each of `seeds` seeds there is a search of `--steps` steps, whose samples serve all of T, mu, the
+rule for nu and the number of theta_0 draws (of n draws, step t takes the sample t of search t mod
+n); the other rows have searches of their own. The accuracies are those on validation images, so
+that defaults may be chosen by them: the test accuracies stand beside them where the table has
+them, and decide nothing. Searches that are done are kept, and not done again. Prints a table, and
+writes ablations.json and ablations.png.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Any, cast
+
+import numpy as np
+import tyro
+from matplotlib.figure import Figure
+from measuring import write_record
+from samples import Samples, accuracies_of, alphas, sampled, selected, summary
+
+from nasi_jax import SearchConfig, adaptive, fixed, plot, quantile, tables
+from nasi_jax.config import to_dict
+from nasi_jax.experiment import constraint_of
+from nasi_jax.types import SearchSpace
+
+CHANGES: dict[str, dict[str, Any]] = {
+    "labels: random": {"labels": "random"},
+    "images: Gaussian, labels: random": {"data": "gaussian"},
+    "batch: 8": {"batch_size": 8},
+    "batch: 64": {"batch_size": 64},
+    "temperature: 0.3": {"temperature": 0.3},
+    "temperature: 3": {"temperature": 3.0},
+    "samples: hard": {"hard": True},
+    "channels: 4": {"init_channels": 4},
+    "channels: 32": {"init_channels": 32},
+    "cells: 2": {"num_cells": 2},
+    "init: xavier_normal": {"init": "xavier_normal"},
+    "init: pytorch": {"init": "pytorch"},
+    "norm: frozen": {"norm": "frozen"},
+    "norm: none": {"norm": "none"},
+    "loss: mse": {"loss": "mse"},
+}
+"""Rows that need searches of their own."""
+
+RULES = {
+    "fixed, 1": fixed(1.0),
+    "fixed, 10": fixed(10.0),
+    "fixed, 100": fixed(100.0),
+    "fixed, 1000": fixed(1000.0),
+    "adaptive from 10": adaptive(10.0),
+    "adaptive from 1000": adaptive(1000.0),
+    "quantile 0.25": quantile(0.25),
+    "quantile 0.5": quantile(0.5),
+    "quantile 0.75": quantile(0.75),
+}
+STEPS = (1, 5, 10, 25, 50, 100, 200, 400)
+PENALTIES = (0.0, 1.0, 2.0, 5.0)
+DRAWS = (2, 5, 10)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Settings of the study."""
+
+    search: Annotated[SearchConfig, tyro.conf.arg(name="")] = field(default_factory=SearchConfig)
+    table: str
+    """A file of accuracies, as for `nasi rank`."""
+    column: str = "c10valid_val_200"
+    """Its column of validation accuracies."""
+    test_column: str = "c10_test_200"
+    """Its column of test accuracies, if it has one."""
+    seeds: int = 10
+    """Searches for each row."""
+    only: tuple[str, ...] = tuple(CHANGES)
+    """Which rows that need searches of their own."""
+    out: Path = Path("runs/ablations")
+    """Where samples, the record and the picture go."""
+    smoke: bool = False
+    """The smallest run that goes through all of it, for tests."""
+
+
+def readings(
+    space: SearchSpace, found: Sequence[Samples], search: SearchConfig
+) -> dict[str, list[Any]]:
+    """What is selected from the same samples by other T, mu, rules for nu and numbers of draws."""
+    total, rule = cast(int, search.steps), constraint_of(search)
+    given: dict[str, Any] = {"steps": total, "penalty": search.penalty, "constraint": rule}
+    rows: dict[str, dict[str, Any]] = {"as given": given}
+    rows |= {f"T: {steps}": {**given, "steps": steps} for steps in STEPS if steps < total}
+    rows |= {f"mu: {mu:g}": {**given, "penalty": mu} for mu in PENALTIES}
+    for mu in (1.0, 2.0):
+        rows |= {
+            f"mu: {mu:g}, nu: {name}": {**given, "penalty": mu, "constraint": each}
+            for name, each in RULES.items()
+        }
+    chosen = {
+        name: [selected(space, alphas(samples, **how), [how["steps"]])[0] for samples in found]
+        for name, how in rows.items()
+    }
+    for draws in DRAWS:
+        groups = [found[start : start + draws] for start in range(0, len(found) - draws + 1, draws)]
+        if groups:
+            chosen[f"draws of theta_0: {draws}"] = [
+                selected(space, alphas(taking_turns(group), **given), [total])[0]
+                for group in groups
+            ]
+    return chosen
+
+
+def taking_turns(group: Sequence[Samples]) -> Samples:
+    """As many samples as one search has: step t is that of search t mod n."""
+    steps = np.arange(len(group[0].trace))
+    turn = steps % len(group)
+
+    def pick(arrays: list[np.ndarray]) -> np.ndarray:
+        return np.stack(arrays)[turn, steps]
+
+    return Samples(
+        pick([each.trace for each in group]),
+        {name: pick([each.gradient[name] for each in group]) for name in group[0].gradient},
+        pick([each.seconds for each in group]),
+        group[0].compile_seconds,
+    )
+
+
+def draw(rows: dict[str, dict[str, dict[str, Any]]], column: str) -> Figure:
+    """Mean accuracies with two standard errors, a line for each row; the given one is marked."""
+    known = {name: row[column] for name, row in rows.items() if row[column]["mean"] is not None}
+    figure = Figure(figsize=(7, 0.6 + 0.22 * len(known)), layout="constrained")
+    axes = figure.subplots()
+    for place, each in enumerate(known.values()):
+        error = 2 * (each["standard_error"] or 0.0)
+        axes.errorbar(each["mean"], place, xerr=error, fmt="o", color="#08519c", markersize=4)
+    if "as given" in known:
+        axes.axvline(known["as given"]["mean"], color="#8c8c8c", linestyle="--")
+    axes.set_yticks(range(len(known)), list(known), fontsize="small")
+    axes.invert_yaxis()
+    axes.set_xlabel(f"{column}, %: mean and two standard errors")
+    axes.grid(alpha=0.3, axis="x")
+    return figure
+
+
+def main() -> None:
+    """Runs the study."""
+    config = tyro.cli(Config, description=__doc__)
+    search = config.search.resolved()
+    if config.smoke:
+        search = replace(search, steps=3, batch_size=4, init_channels=2, num_cells=1, image_size=8)
+        config = replace(config, seeds=2, only=("labels: random",))
+    unknown = [name for name in config.only if name not in CHANGES]
+    if unknown:
+        raise SystemExit(f"no row {unknown[0]!r}; known: {', '.join(CHANGES)}")
+    table = tables.load(config.table)
+    columns = [each for each in (config.column, config.test_column) if each in table.columns]
+    seeds = range(search.seed, search.seed + config.seeds)
+    space, found = sampled(search, seeds, config.out / "samples")
+    chosen = readings(space, found, search)
+    for name in config.only:
+        changed = replace(search, **CHANGES[name])
+        space, found = sampled(changed, seeds, config.out / "samples")
+        chosen[name] = readings(space, found, changed)["as given"]
+    rows = {
+        name: {column: summary(accuracies_of(table, column, cells)) for column in columns}
+        for name, cells in chosen.items()
+    }
+    print(f"| {search.space} | {' | '.join(columns)} | searches in the table |")
+    print("| --- " * (len(columns) + 2) + "|")
+    for name, row in rows.items():
+        figures = " | ".join(
+            "-"
+            if each["mean"] is None
+            else f"{each['mean']:.2f} ± {each['standard_error'] or 0:.2f}"
+            for each in row.values()
+        )
+        first = row[columns[0]]
+        print(f"| {name} | {figures} | {first['found']} of {first['of']} |")
+    record = {
+        "config": {
+            **{name: str(value) for name, value in asdict(config).items() if name != "search"},
+            "search": {**to_dict(search), "data": Path(search.data).name},
+        },
+        "rows": rows,
+        "selected": {name: [cell.to_text() for cell in cells] for name, cells in chosen.items()},
+    }
+    write_record(config.out, "ablations", record)
+    plot.save(draw(rows, columns[0]), config.out / "ablations.png")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,87 @@
+"""The studies' samples: they give the alpha that a search has, whatever its T, mu and rule."""
+
+import dataclasses
+import itertools
+
+import jax
+import numpy as np
+import pytest
+import tiny
+from samples import accuracies_of, alphas, line, sampled, selected, summary
+
+from nasi_jax import tables
+from nasi_jax.cells import parse_genotype
+from nasi_jax.experiment import build, constraint_of, dataset_of
+from nasi_jax.search import run
+
+CONFIG = dataclasses.replace(tiny.CONFIG, steps=4)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_compilation(tmp_path_factory):
+    with tiny.quick_compilation(tmp_path_factory.getbasetemp() / "compiled"):
+        yield
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory):
+    out = tmp_path_factory.mktemp("samples")
+    return out, *sampled(CONFIG, (2, 3), out)
+
+
+@pytest.mark.parametrize(
+    ("penalty", "rule", "seed"), [(2.0, "adaptive", 2), (1.0, "fixed", 3), (5.0, "fixed", 2)]
+)
+def test_alphas_are_those_of_a_search(kept, penalty, rule, seed):
+    """To float32 rounding, in sums whose terms are at most 1 / T."""
+    _, space, found = kept
+    between = float(np.median(found[seed - 2].trace))  # some x are above it, some below
+    config = dataclasses.replace(
+        CONFIG, penalty=penalty, constraint=between, constraint_rule=rule, seed=seed
+    ).resolved()
+    dataset = dataset_of(config)
+    _, algorithm = build(config, dataset.num_classes)
+    search_key, data_key = jax.random.split(jax.random.key(seed))
+    done = run(search_key, algorithm, lambda step: dataset.batch(data_key, step, 4), 4)
+    history = alphas(
+        found[seed - 2], steps=4, penalty=config.penalty, constraint=constraint_of(config)
+    )
+    assert history.keys() == done.state.alpha.keys()
+    for name, expected in done.state.alpha.items():
+        assert np.abs(expected).max() > 0.01
+        np.testing.assert_allclose(history[name][-1], expected, atol=2e-6)
+        steps = np.cumsum(done.info.update[name], axis=0)
+        np.testing.assert_allclose(history[name], steps, atol=2e-6)
+    assert selected(space, history, [4]) == [space.discretize(done.state.alpha)]
+
+
+def test_samples_are_kept(kept, monkeypatch):
+    out, _, found = kept
+    assert len(list(out.iterdir())) == 2
+    assert not np.allclose(found[0].trace, found[1].trace)
+    monkeypatch.setattr("samples._record", None)  # nothing is searched again
+    _, again = sampled(dataclasses.replace(CONFIG, penalty=7.0, seed=9), (3,), out)
+    np.testing.assert_array_equal(again[0].trace, found[1].trace)
+    with pytest.raises(TypeError):
+        sampled(dataclasses.replace(CONFIG, temperature=2.0), (3,), out)
+
+
+def test_means_are_over_what_a_table_has(tmp_path):
+    ops = ("none", "skip_connect")
+    cells = [
+        "|{}~0|+|{}~0|{}~1|+|{}~0|{}~1|{}~2|".format(*each)
+        for each in itertools.product(ops, repeat=6)
+    ]
+    path = tmp_path / "table.csv"
+    path.write_text("arch_str,val_1\n" + "".join(f"{cells[row]},{row}\n" for row in (0, 5, 63)))
+    table = tables.load(path)
+    wanted = [parse_genotype(text) for text in (cells[0], cells[62], cells[63])]
+    found = accuracies_of(table, "val_1", wanted)
+    np.testing.assert_array_equal(found, [0, np.nan, 63])
+    assert summary(found) == {
+        "mean": 31.5,
+        "standard_error": pytest.approx(np.std([0, 63], ddof=1) / np.sqrt(2)),
+        "found": 2,
+        "of": 3,
+    }
+    assert line("cells", summary(found[1:2])) == "| cells | - | - | 0 of 1 |"
