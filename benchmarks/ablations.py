@@ -16,6 +16,7 @@ writes ablations.json and ablations.png.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -152,13 +153,14 @@ def draw(rows: dict[str, dict[str, dict[str, Any]]], column: str) -> Figure:
 def main() -> None:
     """Runs the study."""
     config = tyro.cli(Config, description=__doc__)
+    unknown = [name for name in config.only if name not in CHANGES]
+    if unknown:
+        print(f"no row {unknown[0]!r}; known: {', '.join(CHANGES)}", file=sys.stderr)
+        raise SystemExit(2)
     search = config.search.resolved()
     if config.smoke:
         search = replace(search, steps=3, batch_size=4, init_channels=2, num_cells=1, image_size=8)
         config = replace(config, seeds=2, only=("labels: random",))
-    unknown = [name for name in config.only if name not in CHANGES]
-    if unknown:
-        raise SystemExit(f"no row {unknown[0]!r}; known: {', '.join(CHANGES)}")
     table = tables.load(config.table)
     columns = [each for each in (config.column, config.test_column) if each in table.columns]
     seeds = range(search.seed, search.seed + config.seeds)

@@ -136,8 +136,14 @@ def test_ablations(study, tmp_path):
         2 * rows["as given"]["c10valid_val_200"]["mean"]
     )
     assert (tmp_path / "ablations.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_ablations_refuse_an_unknown_row(study, tmp_path):
+    command = [sys.executable, BENCHMARKS / "ablations.py", *study, "--out", tmp_path]
     done = subprocess.run([*command, "--only", "size"], capture_output=True, text=True)
-    assert done.returncode == 0 or "known" in done.stderr
+    assert done.returncode == 2
+    assert done.stderr.startswith("no row 'size'; known: labels: random, ")
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.slow
