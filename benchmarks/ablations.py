@@ -41,6 +41,8 @@ CHANGES: dict[str, dict[str, Any]] = {
     "temperature: 0.3": {"temperature": 0.3},
     "temperature: 3": {"temperature": 3.0},
     "samples: hard": {"hard": True},
+    "theta_0: redrawn": {"redraw": True},
+    "theta_0: one": {"redraw": False},
     "channels: 4": {"init_channels": 4},
     "channels: 32": {"init_channels": 32},
     "cells: 2": {"num_cells": 2},

@@ -22,7 +22,13 @@ LABELS = ("true", "random")
 CONSTRAINT_RULES = ("fixed", "adaptive", "quantile")
 """The rules for nu; see `nasi_jax.search.objective`."""
 
-_DARTS = {"steps": 100, "batch_size": 64, "penalty": 2.0, "derivative": "forward"}
+_DARTS = {
+    "steps": 100,
+    "batch_size": 64,
+    "penalty": 2.0,
+    "redraw": False,
+    "derivative": "forward",
+}
 _REDUCED_DARTS_OPS = (
     "max_pool_3x3",
     "avg_pool_3x3",
@@ -36,10 +42,17 @@ _NASBENCH201 = {
     "steps": 50,
     "batch_size": 32,
     "penalty": 1.0,
+    "redraw": False,
     "derivative": "reverse",
     "num_cells": 1,
 }
-_NASBENCH1SHOT1 = {"steps": 390, "batch_size": 64, "penalty": 1.0, "derivative": "reverse"}
+_NASBENCH1SHOT1 = {
+    "steps": 390,
+    "batch_size": 64,
+    "penalty": 1.0,
+    "redraw": False,
+    "derivative": "reverse",
+}
 _FIXED = {"constraint_rule": "fixed"}
 _ADAPTIVE = {"constraint_rule": "adaptive"}
 
@@ -116,6 +129,7 @@ class SearchConfig:
       constraint_samples: how many random relaxed architectures that quantile is over.
       temperature: tau of the Gumbel-softmax.
       hard: one-hot samples with the straight-through gradient, in place of soft ones.
+      redraw: whether every step draws parameters theta_0 of its own; the paper has one for all.
       radius: xi, the bound on the norm of the step that alpha takes.
       norm: batch (statistics of the batch), frozen (of a reference batch, constant) or none.
       init: he_normal, he_uniform, xavier_normal, lecun_normal or pytorch.
@@ -149,6 +163,7 @@ class SearchConfig:
     constraint_samples: int = 16
     temperature: float = 1.0
     hard: bool = False
+    redraw: bool | None = None
     radius: float = 1.0
     norm: str = "batch"
     init: str = "he_normal"

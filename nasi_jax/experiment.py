@@ -126,6 +126,7 @@ def build(config: SearchConfig, num_classes: int) -> tuple[SearchSpace, SearchAl
         constraint=constraint_of(config),
         temperature=config.temperature,
         hard=config.hard,
+        redraw=bool(config.redraw),
         norm=cast(NormMode, config.norm),
         init=cast(Initializer, config.init),
         precision=cast(Precision, config.precision),

@@ -25,6 +25,7 @@ EXPLICIT = {
     "constraint_samples": 5,
     "temperature": 0.1,
     "hard": True,
+    "redraw": True,
     "radius": 2.0,
     "norm": "frozen",
     "init": "pytorch",
@@ -227,6 +228,7 @@ def test_resolved_leaves_nothing_open_that_the_search_needs(space, variant):
         config.penalty,
         config.constraint,
         config.constraint_rule,
+        config.redraw,
         config.derivative,
     )
     assert None not in needed

@@ -12,7 +12,15 @@ from helpers import Toy, assert_same, flat, random_batch, squared_gradient_norm
 
 from nasi_jax.cells import search_space
 from nasi_jax.kernels import batch_gradient
-from nasi_jax.search import adaptive, fixed, gumbel_softmax, nasi, one_step_ascent, quantile
+from nasi_jax.search import (
+    adaptive,
+    fixed,
+    gumbel_softmax,
+    init_params,
+    nasi,
+    one_step_ascent,
+    quantile,
+)
 from nasi_jax.types import DERIVATIVES
 
 NUM_STEPS = 4
@@ -43,19 +51,24 @@ def searched(each, num_steps=NUM_STEPS):
     return before, state, infos
 
 
-def own_traces(space, before, *, norm="batch", alphas=None, **sampling):
+def own_traces(space, before, *, norm="batch", alphas=None, redraw=False, **sampling):
     """x and its gradient at every step, at alpha_0 = 0 or the given alphas."""
     space = SPACES[space]
     supernet = space.supernet(4, norm=norm)
 
     @jax.jit
     def trace(alpha, key, batch):
+        params = before.params
+        if redraw:
+            key, params_key = jax.random.split(key)
+            uniform = jax.tree.map(jax.nn.softmax, space.init_alpha())
+            params = init_params(params_key, supernet, batch.inputs, uniform)
         sample_key, _ = jax.random.split(key)
 
         def x(alpha):
             weights = gumbel_softmax(sample_key, alpha, **sampling)
             kwargs = {"norm": norm, "reference": random_batch(0).inputs}
-            return squared_gradient_norm(supernet, before.params, weights, batch, **kwargs)
+            return squared_gradient_norm(supernet, params, weights, batch, **kwargs)
 
         return jax.value_and_grad(x)(alpha)
 
@@ -267,3 +280,14 @@ def test_equal_gradients_reach_the_radius():
         update, opt_state = optimizer.update(gradient, opt_state)
         total = total + flat(update)
     np.testing.assert_allclose(total, [-0.7 * 0.6, 0.7 * 0.8], rtol=1e-6)
+
+
+def test_redrawn_parameters():
+    """Every step has a theta_0 of its own, and that of the state decides nothing."""
+    each = algorithm("nasbench201", penalty=0.0, constraint=fixed(1.0), redraw=True)
+    before, after, infos = searched(each)
+    traces = own_traces("nasbench201", before, redraw=True)
+    assert_transcribed(after, infos, transcription(traces, penalty=0.0, nu=1.0))
+    once = own_traces("nasbench201", before)
+    assert not any(np.isclose(x, y, rtol=0.01) for (x, _), (y, _) in zip(traces, once, strict=True))
+    assert_same(after.params, before.params)

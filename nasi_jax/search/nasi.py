@@ -30,7 +30,7 @@ class SearchState(NamedTuple):
 
     Attributes:
       alpha: architecture logits; `space.discretize` reads the result off them.
-      params: theta_0 of the supernet, the same at every step.
+      params: theta_0 of the supernet, the same at every step unless it is redrawn.
       opt_state: state of the optimizer of alpha.
       constraint: state of nu.
       reference: inputs of the reference batch in norm mode `frozen`, else None.
@@ -117,6 +117,7 @@ def nasi(
     constraint: Constraint | None = None,
     temperature: float = 1.0,
     hard: bool = False,
+    redraw: bool = False,
     move_alpha: bool = False,
     norm: NormMode = "batch",
     init: Initializer = "he_normal",
@@ -137,6 +138,8 @@ def nasi(
       constraint: the rule for nu; `adaptive(500.0)`, the paper's for DARTS, if not given.
       temperature: tau of the Gumbel-softmax.
       hard: whether samples are one-hot, with the straight-through gradient.
+      redraw: whether every step draws a theta_0 of its own, so that the sum of equation (18) is a
+        mean over initialisations as well. The paper draws one for all steps.
       move_alpha: whether gradients are taken at the alpha reached so far. The paper takes all of
         them at alpha_0 = 0; an optimizer such as `optax.adam` means to move.
       norm: the supernet's norm mode; see `nasi_jax.types.NormMode`.
@@ -151,6 +154,9 @@ def nasi(
     supernet = space.supernet(
         num_classes, norm=norm, init=init, dtype=jnp.dtype(precision), depthwise=depthwise
     )
+
+    def draw(key: jax.Array, alpha: Alpha, inputs: jax.Array) -> Params:
+        return init_params(key, supernet, inputs, jax.tree.map(jax.nn.softmax, alpha))
 
     def trace_of(
         key: jax.Array,
@@ -173,8 +179,7 @@ def nasi(
     def init_fn(key: jax.Array, batch: Batch) -> SearchState:
         params_key, sample_key = jax.random.split(key)
         alpha = space.init_alpha()
-        weights = jax.tree.map(jax.nn.softmax, alpha)
-        params = init_params(params_key, supernet, batch.inputs, weights)
+        params = draw(params_key, alpha, batch.inputs)
         reference = batch.inputs if norm == "frozen" else None
 
         def sample_traces(num_samples: int) -> jax.Array:
@@ -186,13 +191,16 @@ def nasi(
         )
 
     def step_fn(key: jax.Array, state: SearchState, batch: Batch) -> tuple[SearchState, SearchInfo]:
-        nu = state.constraint.nu
+        nu, params = state.constraint.nu, state.params
+        alpha = state.alpha if move_alpha else space.init_alpha()
+        if redraw:
+            key, params_key = jax.random.split(key)
+            params = draw(params_key, alpha, batch.inputs)
 
         def loss(alpha: Alpha) -> tuple[jax.Array, jax.Array]:
-            trace = trace_of(key, alpha, state.params, batch, state.reference)
+            trace = trace_of(key, alpha, params, batch, state.reference)
             return -penalised(trace, nu, penalty), trace
 
-        alpha = state.alpha if move_alpha else space.init_alpha()
         (negative, trace), gradient = jax.value_and_grad(loss, has_aux=True)(alpha)
         update, opt_state = optimizer.update(gradient, state.opt_state, state.alpha)
         moved = optax.apply_updates(state.alpha, update)
