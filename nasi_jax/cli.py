@@ -123,7 +123,10 @@ class Score(Compiling):
             )
         for name, values in scores.values.items():
             means = np.mean(values, axis=0)
-            best = int(np.argmax(means))
+            if np.isnan(means).all():
+                print(f"best {name}: undefined")
+                continue
+            best = int(np.nanargmax(means))
             print(f"best {name}: {means[best]:.6g}  {scores.genotypes[best]}")
         _print_cost(self.config, population.record_of(self.config, scores))
         print(f"wrote {self.out} and {self.out.with_suffix('.json').name}")
@@ -169,8 +172,8 @@ class Rank(Compiling):
     """Rank architectures by proxies, against their accuracies in a table of a benchmark.
 
     Prints Pearson's, Spearman's and Kendall's correlation with the accuracy and the precision in
-    the top 10%, with 95% bootstrap intervals, and writes rank.csv, rank.json, rank.png and
-    scores.csv into the output directory.
+    the top 10%, with 95% bootstrap intervals and the standard deviation over the seeds, and writes
+    rank.csv, rank.json, rank.png, scores.csv and scores.json into the output directory.
     """
 
     config: Annotated[RankConfig, tyro.conf.arg(name="")]
@@ -188,7 +191,7 @@ class Rank(Compiling):
             result = ranking.rank(self.config, self.out, **existing, on_progress=report)
         _print_correlations(result)
         _print_cost(self.config, result)
-        print(f"wrote {self.out}/rank.csv, rank.json, rank.png, scores.csv")
+        print(f"wrote {self.out}/rank.csv, rank.json, rank.png, scores.csv, scores.json")
 
 
 @dataclass(frozen=True)
@@ -231,7 +234,11 @@ def _print_correlations(result: Mapping[str, Any]) -> None:
 
 def _interval(found: Mapping[str, float | None]) -> str:
     value, low, high = found["value"], found["low"], found["high"]
-    return "undefined" if value is None else f"{value:.3f} [{low:.3f}, {high:.3f}]"
+    if value is None:
+        return "undefined"
+    interval = "" if low is None else f" [{low:.3f}, {high:.3f}]"
+    spread = "" if found["deviation"] is None else f" ± {found['deviation']:.3f}"
+    return f"{value:.3f}{spread}{interval}"
 
 
 def _print_cost(config: ScoreConfig, result: Mapping[str, Any]) -> None:
@@ -263,7 +270,7 @@ def main(arguments: list[str] | None = None) -> None:
     except (FloatingPointError, OSError, MemoryError, jax.errors.JaxRuntimeError) as error:
         _fail(str(error) or type(error).__name__, 1)
     except KeyboardInterrupt:
-        _fail("stopped; it goes on where it was with --resume and the same --out", 130)
+        _fail("stopped; the same command with --resume goes on where it was", 130)
 
 
 def _command(arguments: list[str]) -> Search | Score | Compare | Rank | Show:

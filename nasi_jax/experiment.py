@@ -288,7 +288,14 @@ def saved_config(out: Path) -> SearchConfig:
     """
     path = out / "config.json"
     try:
-        return configuration.from_dict(json.loads(path.read_text()))
+        fields = json.loads(path.read_text())
+        config = configuration.from_dict(fields)
+        if missing := sorted(configuration.to_dict(config).keys() - fields.keys()):
+            raise ValueError(
+                f"it has no {', '.join(missing)}, so another version wrote it; start again with "
+                "--overwrite"
+            )
+        return config
     except OSError as error:
         raise ValueError(f"no search to resume: cannot read {path}") from error
     except (ValueError, RecursionError) as error:

@@ -29,7 +29,7 @@ ALWAYS = ("num_params", "flops")
 """The proxies that every table of scores has."""
 
 OnProgress = Callable[[str, int, int, float], None]
-"""Called with what is going on, how many architectures, how many are done, and seconds each."""
+"""Called with what is going on, how many rows there are, how many are done, and seconds each."""
 
 _SECONDS_BETWEEN_WRITES = 5.0
 _DRAWS_PER_ARCHITECTURE = 50
@@ -122,8 +122,9 @@ def genotypes_of(
       identity: what tells architectures apart; those of identity None are left out.
 
     Raises:
-      ValueError: if the file cannot be read, a line of it is no genotype of the space or has no
-        identity, or there are not as many different architectures as asked for.
+      ValueError: if the file cannot be read, a line of it is no genotype of the space, has no
+        identity or one that was there before, or there are not as many different architectures as
+        asked for.
     """
     space = space_of(config)
     if config.genotypes is not None:
@@ -148,7 +149,7 @@ def _listed(path: str, space: SearchSpace, identity: Callable[[Any], Hashable]) 
         lines = Path(path).read_text().splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"cannot read genotypes from {path}: {error}") from error
-    genotypes = []
+    genotypes, seen = [], dict[Hashable, int]()
     for number, line in enumerate(lines, 1):
         if line.strip():
             try:
@@ -158,8 +159,16 @@ def _listed(path: str, space: SearchSpace, identity: Callable[[Any], Hashable]) 
                 raise ValueError(
                     f"line {number} of {path} is no genotype of {space.name}: {error}"
                 ) from error
-            if identity(genotype) is None:
-                raise ValueError(f"the genotype of line {number} of {path} is not in the table")
+            which = identity(genotype)
+            if which is None:
+                raise ValueError(
+                    f"the genotype of line {number} of {path} is not in the table, or has no "
+                    "number there"
+                )
+            if seen.setdefault(which, number) != number:
+                raise ValueError(
+                    f"line {number} of {path} is the architecture of line {seen[which]} again"
+                )
             genotypes.append(genotype)
     if not genotypes:
         raise ValueError(f"there is no genotype in {path}")
@@ -203,6 +212,7 @@ def scored(
     overwrite: bool,
     on_progress: OnProgress,
     given: Mapping[str, Mapping[str, float]] | None = None,
+    results: Sequence[Path] = (),
 ) -> Scores:
     """Scores into a csv file and a json file of the same name, as they come.
 
@@ -215,22 +225,33 @@ def scored(
       overwrite: whether to replace the file.
       on_progress: called as it goes on.
       given: further columns of the file, by name and genotype.
+      results: what is made of the scores, and goes with them if they are replaced.
 
     Raises:
       ValueError: as `score` does.
     """
     record = out.with_suffix(".json")
-    known = _known(out, record, config, proxies, resume, overwrite)
+    if overwrite:
+        # Before anything is computed: a run that is killed early must not be resumed to old scores.
+        for path in (out, record, *results):
+            path.unlink(missing_ok=True)
+    there = [path for path in (out, record, *results) if path.exists()]
+    if there and not resume:
+        raise ValueError(
+            f"{there[0]} is there already: continue it with --resume, replace it with --overwrite, "
+            "or name another"
+        )
+    known = _known(out, record, config, proxies) if out.exists() else {}
 
     def write(scores: Scores) -> None:
-        files.write_bytes(record, json_text(record_of(config, scores)).encode())
-        files.write_bytes(out, _table(scores.rows, proxies, given or {}).encode())
+        try:
+            out.parent.mkdir(parents=True, exist_ok=True)
+            files.write_bytes(record, json_text(record_of(config, scores)).encode())
+            files.write_bytes(out, _table(scores.rows, proxies, given or {}).encode())
+        except OSError as error:
+            raise ValueError(f"cannot write {out}: {error.strerror}") from error
 
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        return _scores(config, proxies, genotypes, known, write, on_progress)
-    except OSError as error:
-        raise ValueError(f"cannot write {out}: {error.strerror}") from error
+    return _scores(config, proxies, genotypes, known, write, on_progress)
 
 
 def _scores(
@@ -297,7 +318,7 @@ def _scores(
             values_of(seed, genotype)
             compile_seconds = time.perf_counter() - begin
             on_progress("compiled", len(tasks), len(rows), 0.0)
-        drawn(seed)  # not counted to its first architecture
+        jax.block_until_ready(drawn(seed))  # not counted to its first architecture
         begin = time.perf_counter()
         values = values_of(seed, genotype)
         rows.append(Row(seed, text, values, time.perf_counter() - begin))
@@ -307,7 +328,8 @@ def _scores(
             write(Scores(tuple(rows), num_compilations, compile_seconds))
             written = time.monotonic()
     scores = Scores(tuple(rows), num_compilations, compile_seconds)
-    write(scores)
+    if num_compilations:  # or all of them were known, and their record says how they came about
+        write(scores)
     return scores
 
 
@@ -340,19 +362,10 @@ def _known(
     record: Path,
     config: ScoreConfig,
     proxies: Mapping[str, ProxyFn],
-    resume: bool,
-    overwrite: bool,
 ) -> dict[tuple[int, str], Row]:
     """The rows of an earlier run of the same configuration, by seed and genotype."""
-    if overwrite or not out.exists():
-        return {}
-    if not resume:
-        raise ValueError(
-            f"{out} is there already: continue it with --resume, replace it with --overwrite, or "
-            "name another file"
-        )
     try:
-        saved = json.loads(record.read_text())["config"]
+        saved = dict(json.loads(record.read_text())["config"])
         rows = [
             Row(
                 int(row["seed"]),
@@ -366,9 +379,9 @@ def _known(
         raise ValueError(f"cannot resume from {out} and {record}: {error}") from error
     given = json.loads(json_text(configuration.to_dict(config)))  # as it was saved
     differences = [
-        f"{name} {saved.get(name)} not {given[name]}"
-        for name in given
-        if given[name] != saved.get(name)
+        f"{name} {saved.get(name)} not {given.get(name)}"
+        for name in given | saved
+        if given.get(name) != saved.get(name)
     ]
     if differences:
         raise ValueError(f"the scores to resume have {', '.join(differences)}")

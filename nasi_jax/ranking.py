@@ -6,6 +6,7 @@ import csv
 import importlib.util
 import io
 import math
+import time
 from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from matplotlib.figure import Figure
 
 from nasi_jax import files, plot, tables
 from nasi_jax.config import RankConfig, ScoreConfig
@@ -81,12 +83,16 @@ def compare(
         resume=resume,
         overwrite=overwrite,
         on_progress=on_progress,
+        results=[out / "compare.png"],
     )
     reference = REFERENCE if installed else "ntk_trace"
     others = {name: values for name, values in scores.values.items() if name != reference}
-    return _agreement(
-        config, scores, reference, scores.values[reference], others, out / "compare", on_progress
+    result, figure = _agreement(
+        config, scores, reference, scores.values[reference], others, on_progress
     )
+    plot.save(figure, out / "compare.png")
+    files.write_bytes(out / "compare.json", json_text(result).encode())
+    return result
 
 
 def rank(
@@ -116,13 +122,16 @@ def rank(
       ValueError: for a wrong configuration, a table or data that cannot be used, or a directory
         that holds a ranking already, or one of something else.
     """
-    table = tables.load(config.table)
+    table = tables.load(
+        config.table,
+        on_progress=lambda done, total: on_progress("reading the table", total, done, 0.0),
+    )
     if config.column not in table.columns:
         raise ValueError(f"column must be one of {', '.join(table.columns)}, got {config.column!r}")
     accuracy = table.values[config.column]
 
     def row_of(genotype: Any) -> Hashable:
-        row = table.index(genotype) if genotype in table else None
+        row = table.find(genotype)
         return row if row is not None and math.isfinite(accuracy[row]) else None
 
     genotypes = genotypes_of(config, row_of)
@@ -138,13 +147,16 @@ def rank(
         resume=resume,
         overwrite=overwrite,
         on_progress=on_progress,
-        given={config.column: dict(zip(texts, map(float, accuracies), strict=True))},
+        given={f"table_{config.column}": dict(zip(texts, map(float, accuracies), strict=True))},
+        results=[out / f"rank.{kind}" for kind in ("csv", "json", "png")],
     )
-    others = {**own, **scores.values}
-    result = _agreement(
-        config, scores, config.column, accuracies, others, out / "rank", on_progress
+    result, figure = _agreement(
+        config, scores, config.column, accuracies, {**own, **scores.values}, on_progress
     )
+    plot.save(figure, out / "rank.png")
     files.write_bytes(out / "rank.csv", _csv(result["correlations"]).encode())
+    # Last: where it stands, all stand.
+    files.write_bytes(out / "rank.json", json_text(result).encode())
     return result
 
 
@@ -168,15 +180,15 @@ def _agreement(
     reference: str,
     truth: np.ndarray,
     others: Mapping[str, np.ndarray],
-    out: Path,
     on_progress: OnProgress,
-) -> dict[str, Any]:
-    """Correlations with the true scores, written as a json file and drawn as a png."""
-    count = len(scores.rows)
-    on_progress("comparing", count, count, 0.0)
-    found = {
-        proxy: correlations(truth, values, seed=config.seed) for proxy, values in others.items()
-    }
+) -> tuple[dict[str, Any], Figure]:
+    """The correlations of scores with the true ones, and a picture of them."""
+    found: dict[str, dict[str, Correlation]] = {}
+    begin = time.perf_counter()
+    for done, (proxy, values) in enumerate(others.items()):
+        each_seconds = (time.perf_counter() - begin) / max(done, 1)
+        on_progress("comparing", len(others), done, each_seconds)
+        found[proxy] = correlations(truth, values, seed=config.seed)
     result = {
         "reference": reference,
         "correlations": {
@@ -188,9 +200,7 @@ def _agreement(
     means = {proxy: np.mean(np.atleast_2d(values), axis=0) for proxy, values in others.items()}
     titles = {proxy: _title(coefficients) for proxy, coefficients in found.items()}
     shown = (reference.replace("_", " "), np.mean(np.atleast_2d(truth), axis=0))
-    plot.save(plot.draw_scatter(shown, means, titles), out.with_suffix(".png"))
-    files.write_bytes(out.with_suffix(".json"), json_text(result).encode())
-    return result
+    return result, plot.draw_scatter(shown, means, titles)
 
 
 def _title(coefficients: Mapping[str, Correlation]) -> str:

@@ -43,16 +43,26 @@ def test_the_seed_decides():
     assert not same(correlations(*pairs, seed=3), correlations(*pairs, seed=4))
 
 
-def test_what_is_not_finite_is_left_out():
-    first, second = np.arange(6.0), np.array([0.0, 2.0, 1.0, 3.0, np.inf, np.nan])
-    assert same(correlations(first, second), correlations(first[:4], second[:4]))
+def test_what_is_not_finite():
+    """NaN is left out; what is infinite has a rank, but no place in Pearson's sums."""
+    first, second = np.arange(6.0), np.array([-np.inf, 2.0, 1.0, 3.0, np.inf, np.nan])
+    found = correlations(first, second)
+    assert {name: each.num for name, each in found.items()} == {
+        "pearson": 3,
+        "spearman": 5,
+        "kendall": 5,
+        "top_10%": 5,
+    }
+    assert found["pearson"].value == pytest.approx(np.corrcoef(first[1:4], second[1:4])[0, 1])
+    assert found["spearman"].value == pytest.approx(0.9)  # 1 3 2 4 5 against 1 2 3 4 5
+    assert all(np.isfinite(each.low) for each in found.values())
 
 
-@pytest.mark.parametrize("first", [[1.0, 2.0], [1.0, 1.0, 1.0], [np.nan, 1.0, 2.0, np.inf]])
+@pytest.mark.parametrize("first", [[1.0, 2.0], [1.0, 1.0, 1.0], [np.nan, 1.0, 2.0, np.nan]])
 def test_undefined(first):
     found = correlations(np.array(first), np.arange(len(first)) * 1.0)
     assert found.keys() == COEFFICIENTS.keys()
-    assert all(np.isnan(value) for each in found.values() for value in each)
+    assert all(np.isnan(value) for each in found.values() for value in each[:4])
 
 
 def test_precision_in_the_top_tenth():
@@ -65,6 +75,14 @@ def test_precision_in_the_top_tenth():
     # 18 and 19 share the first place with two others: each is in with probability 1/2.
     tied = np.where(np.isin(first, (0, 1, 18, 19)), 30.0, first)
     assert correlations(first, tied)["top_10%"].value == pytest.approx((0.5 + 0.5) / 2)
+
+
+@pytest.mark.parametrize("size", [20, 200])
+def test_copies_in_a_resample_are_no_ties(size):
+    """A score agrees with itself in every resample."""
+    first = np.random.default_rng(0).normal(size=size)
+    found = correlations(first, 3 * first, num_resamples=200)["top_10%"]
+    assert (found.low, found.value, found.high) == (1, 1, 1)
 
 
 def test_seeds_are_compared_one_by_one():

@@ -179,13 +179,14 @@ def test_penalty_and_constraint_of_the_default():
 
 
 @pytest.mark.parametrize(("level", "scale"), [(0.0, 1.0), (0.3, 1e4)])
-def test_quantile_constraint(level, scale):
+@pytest.mark.parametrize("redraw", [False, True])
+def test_quantile_constraint(level, scale, redraw):
     """Of x on the first batch at alpha_0, so in the scale of x whatever that is."""
 
     def proxy(key, apply_fn, params, batch):
         return scale * batch_gradient(key, apply_fn, params, batch)
 
-    each = algorithm(constraint=quantile(level, num_samples=7), proxy=proxy)
+    each = algorithm(constraint=quantile(level, num_samples=7), proxy=proxy, redraw=redraw)
     state = jax.jit(each.init)(jax.random.key(0), random_batch(0))
     _, sample_key = jax.random.split(jax.random.key(0))
     step_fn, samples = jax.jit(each.step), []

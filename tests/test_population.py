@@ -23,7 +23,7 @@ CONFIG = ScoreConfig(
     image_size=8,
     batch_size=4,
     num_archs=5,
-    proxies=("grad_norm", "ntk_trace"),
+    proxies=("grad_norm", "random_cotangent", "ntk_trace"),
     seed=2,
 )
 
@@ -49,7 +49,7 @@ def test_table_and_record(finished):
     out, scores = finished
     rows = without_seconds(out)
     assert [row["genotype"] for row in rows] == list(scores.genotypes)
-    assert list(rows[0]) == ["seed", "genotype", "num_params", "flops", "grad_norm", "ntk_trace"]
+    assert list(rows[0]) == ["seed", "genotype", "num_params", "flops", *CONFIG.proxies]
     assert len(set(scores.genotypes)) == 5
     for row, trace in zip(rows, scores.values["ntk_trace"][0], strict=True):
         assert float(row["ntk_trace"]) == trace
@@ -154,10 +154,25 @@ def test_a_run_killed_in_a_later_seed_goes_on(tmp_path, monkeypatch):
 
 
 def test_one_proxy_changes_nothing_in_another(finished, tmp_path):
-    config = dataclasses.replace(CONFIG, proxies=("naswot", "ntk_trace"), num_archs=2)
+    """Not even in one that draws random numbers."""
+    config = dataclasses.replace(CONFIG, proxies=("naswot", "random_cotangent"), num_archs=2)
     scores = population.score(config, tmp_path / "scores.csv")
-    for name in ("ntk_trace", "num_params"):
+    for name in ("random_cotangent", "num_params"):
         np.testing.assert_allclose(scores.values[name], finished[1].values[name][:, :2], rtol=1e-5)
+
+
+def test_what_is_replaced_is_gone_at_once(finished, tmp_path):
+    """A run that replaces another and is killed early is not resumed to the scores of the other."""
+    out = tmp_path / "scores.csv"
+    for path in (out, out.with_suffix(".json")):
+        path.write_bytes(finished[0].with_suffix(path.suffix).read_bytes())
+
+    def stop(stage, *_):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        population.score(CONFIG, out, overwrite=True, on_progress=stop)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_genotypes_from_a_file(finished, tmp_path):

@@ -339,7 +339,7 @@ def test_flops_and_num_params_in_closed_form():
         MANY_LAYERS,
         is_leaf=lambda leaf: isinstance(leaf, tuple),
     )
-    batch = Batch(jnp.asarray(rng.normal(size=(3, 8, 8, 2)), jnp.float32), None)
+    batch = Batch(jnp.asarray(rng.normal(size=(7, 8, 8, 2)), jnp.float32), None)
     expected = 16 * (9 * 2 + 9 * 2 * 4 + 9 * 2 * 4 + 3 * 9 * 4 * 4) + 4 * 4 * 4 * 5 + 4 * 3
     assert compute(flops, many_layers, params, batch) == expected
     expected = 9 * 2 + 9 * 2 * 4 + 9 * 2 * 4 + 3 * 9 * 4 * 4 + 4 * 4 * 5 + 4 * 3

@@ -11,7 +11,7 @@ import pytest
 import tiny
 from scipy import stats
 
-from nasi_jax import ranking
+from nasi_jax import cli, parse_genotype, ranking, tables
 from nasi_jax.config import RankConfig, ScoreConfig
 
 SIZES = {
@@ -95,8 +95,8 @@ def test_rank(ranked, table):
     }
     rows = rows_of(out / "scores.csv")
     for row in rows:  # those that are not in the table are isomorphic to one that is
-        accuracy = accuracies.get(row["genotype"], row["c10_test_200"])
-        assert float(row["c10_test_200"]) == float(accuracy) in accuracies.values()
+        accuracy = tables.load(table).look_up(parse_genotype(row["genotype"]), "c10_test_200")
+        assert float(row["table_c10_test_200"]) == accuracy in accuracies.values()
     assert accuracies.keys() & {row["genotype"] for row in rows}
     assert len(rows) == 12 and len({row["genotype"] for row in rows}) == 6
     for proxy, found in result["correlations"].items():
@@ -106,7 +106,7 @@ def test_rank(ranked, table):
         rhos = []
         for seed in ("2", "3"):
             of_seed = [row for row in rows if row["seed"] == seed]
-            truth = [float(row["c10_test_200"]) for row in of_seed]
+            truth = [float(row["table_c10_test_200"]) for row in of_seed]
             scores = [float(row[proxy]) for row in of_seed]
             rhos.append(stats.spearmanr(truth, scores).statistic)
         assert found["spearman"]["value"] == pytest.approx(np.mean(rhos))
@@ -122,10 +122,18 @@ def test_rank_resumes(ranked, tmp_path):
     config, out, result = ranked
     with pytest.raises(ValueError, match=r"scores.csv is there already: continue it with --resume"):
         ranking.rank(config, out)
+    before = (out / "scores.json").read_bytes()
     again = ranking.rank(config, out, resume=True)
     assert again["num_compilations"] == 0
     assert again["correlations"] == result["correlations"]
-    with pytest.raises(ValueError, match="the scores to resume have column c10_test_200 not"):
+    assert (out / "scores.json").read_bytes() == before
+    (out / "scores.csv").rename(out / "moved.csv")
+    (out / "scores.json").unlink()
+    with pytest.raises(ValueError, match=r"rank.csv is there already"):
+        ranking.rank(config, out)
+    (out / "moved.csv").rename(out / "scores.csv")
+    (out / "scores.json").write_bytes(before)
+    with pytest.raises(ValueError, match=r"the scores to resume have .*column c10_test_200 not"):
         other = dataclasses.replace(config, column="c10valid_val_200")
         ranking.rank(other, out, resume=True)
 
@@ -152,5 +160,27 @@ def test_rank_of_listed_genotypes(ranked, table, tmp_path):
     chosen = dataclasses.replace(config, genotypes=str(listed), seeds=1)
     assert ranking.rank(chosen, tmp_path / "out")["num_archs"] == 3
     listed.write_text(rows[0]["arch_str"])  # it has no accuracy
-    with pytest.raises(ValueError, match=r"the genotype of line 1 of .* is not in the table"):
+    with pytest.raises(ValueError, match=r"line 1 of .* is not in the table, or has no number"):
         ranking.rank(chosen, tmp_path / "other")
+    listed.write_text("\n".join(row["arch_str"] for row in (rows[1], rows[2], rows[1])))
+    with pytest.raises(ValueError, match=r"line 3 of .* is the architecture of line 1 again"):
+        ranking.rank(chosen, tmp_path / "other")
+
+
+def test_the_command(table, tmp_path, capsys):
+    sizes = "--ops none skip_connect nor_conv_1x1 --norm frozen --init-channels 2 --num-cells 1"
+    sizes += " --image-size 8 --batch-size 4 --seed 2 --num-archs 4 --seeds 2 --proxies naswot"
+    flags = [*sizes.split(), "--table", str(table), "--column", "c10_test_200"]
+    out = tmp_path / "out"
+    cli.main(["rank", *flags, "--out", str(out)])
+    printed, progress = capsys.readouterr()
+    found = json.loads((out / "rank.json").read_text())["correlations"]["naswot"]["spearman"]
+    assert f"{found['value']:.3f} ± {found['deviation']:.3f} [{found['low']:.3f}, " in printed
+    assert "4 architectures of nasbench201, frozen norm, 2 seeds: compiled 1 program" in printed
+    assert "compiling the scores of nasbench201" in progress and "scoring  1/8" in progress
+    for again, message in (([], "--resume"), (["--resume", "--overwrite"], "exclude each other")):
+        with pytest.raises(SystemExit) as caught:
+            cli.main(["rank", *flags, "--out", str(out), *again])
+        assert caught.value.code == 2 and message in capsys.readouterr().err
+    cli.main(["rank", *flags, "--out", str(out), "--resume"])
+    assert capsys.readouterr().out.splitlines()[:-2] == printed.splitlines()[:-2]

@@ -30,29 +30,30 @@ def kept(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    ("penalty", "rule", "seed"), [(2.0, "adaptive", 2), (1.0, "fixed", 3), (5.0, "fixed", 2)]
+    ("steps", "penalty", "rule", "seed"),
+    [(4, 2.0, "adaptive", 2), (4, 1.0, "fixed", 3), (3, 5.0, "fixed", 2)],
 )
-def test_alphas_are_those_of_a_search(kept, penalty, rule, seed):
+def test_alphas_are_those_of_a_search(kept, steps, penalty, rule, seed):
     """To float32 rounding, in sums whose terms are at most 1 / T."""
     _, space, found = kept
     between = float(np.median(found[seed - 2].trace))  # some x are above it, some below
     config = dataclasses.replace(
-        CONFIG, penalty=penalty, constraint=between, constraint_rule=rule, seed=seed
+        CONFIG, steps=steps, penalty=penalty, constraint=between, constraint_rule=rule, seed=seed
     ).resolved()
     dataset = dataset_of(config)
     _, algorithm = build(config, dataset.num_classes)
     search_key, data_key = jax.random.split(jax.random.key(seed))
-    done = run(search_key, algorithm, lambda step: dataset.batch(data_key, step, 4), 4)
+    done = run(search_key, algorithm, lambda step: dataset.batch(data_key, step, 4), steps)
     history = alphas(
-        found[seed - 2], steps=4, penalty=config.penalty, constraint=constraint_of(config)
+        found[seed - 2], steps=steps, penalty=config.penalty, constraint=constraint_of(config)
     )
     assert history.keys() == done.state.alpha.keys()
     for name, expected in done.state.alpha.items():
         assert np.abs(expected).max() > 0.01
         np.testing.assert_allclose(history[name][-1], expected, atol=2e-6)
-        steps = np.cumsum(done.info.update[name], axis=0)
-        np.testing.assert_allclose(history[name], steps, atol=2e-6)
-    assert selected(space, history, [4]) == [space.discretize(done.state.alpha)]
+        by_step = np.cumsum(done.info.update[name], axis=0)
+        np.testing.assert_allclose(history[name], by_step, atol=2e-6)
+    assert selected(space, history, [steps]) == [space.discretize(done.state.alpha)]
 
 
 def test_samples_are_kept(kept, monkeypatch):

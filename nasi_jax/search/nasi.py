@@ -158,6 +158,15 @@ def nasi(
     def draw(key: jax.Array, alpha: Alpha, inputs: jax.Array) -> Params:
         return init_params(key, supernet, inputs, jax.tree.map(jax.nn.softmax, alpha))
 
+    def drawn(
+        key: jax.Array, alpha: Alpha, params: Params, batch: Batch
+    ) -> tuple[jax.Array, Params]:
+        """The key that is left, and the parameters of one sample."""
+        if not redraw:
+            return key, params
+        key, params_key = jax.random.split(key)
+        return key, draw(params_key, alpha, batch.inputs)
+
     def trace_of(
         key: jax.Array,
         alpha: Alpha,
@@ -183,19 +192,20 @@ def nasi(
         reference = batch.inputs if norm == "frozen" else None
 
         def sample_traces(num_samples: int) -> jax.Array:
-            keys = jax.random.split(sample_key, num_samples)
-            return jax.lax.map(lambda key: trace_of(key, alpha, params, batch, reference), keys)
+            def x(key: jax.Array) -> jax.Array:
+                key, own = drawn(key, alpha, params, batch)
+                return trace_of(key, alpha, own, batch, reference)
+
+            return jax.lax.map(x, jax.random.split(sample_key, num_samples))
 
         return SearchState(
             alpha, params, optimizer.init(alpha), rule.init(sample_traces), reference
         )
 
     def step_fn(key: jax.Array, state: SearchState, batch: Batch) -> tuple[SearchState, SearchInfo]:
-        nu, params = state.constraint.nu, state.params
+        nu = state.constraint.nu
         alpha = state.alpha if move_alpha else space.init_alpha()
-        if redraw:
-            key, params_key = jax.random.split(key)
-            params = draw(params_key, alpha, batch.inputs)
+        key, params = drawn(key, alpha, state.params, batch)
 
         def loss(alpha: Alpha) -> tuple[jax.Array, jax.Array]:
             trace = trace_of(key, alpha, params, batch, state.reference)

@@ -23,7 +23,7 @@ OnProgress = Callable[[int, int], None]
 ACCEPTED = (
     "a compact csv or csv.gz with the column arch_str (NAS-Bench-201) or the columns hash, "
     "adjacency and ops (NAS-Bench-101), NATS-tss-v1_0-*-simple.tar or its directory, "
-    "NAS-Bench-201-v1_*.pth, nasbench_*.tfrecord"
+    "NAS-Bench-201-v1_*.pth, NATS-tss-v1_0-*.pickle.pbz2, nasbench_*.tfrecord"
 )
 """The files that `load` reads, in words."""
 
@@ -59,7 +59,7 @@ class Table:
         return len(self.cells)
 
     def __contains__(self, genotype: AnyGenotype) -> bool:
-        return self._find(genotype) is not None
+        return self.find(genotype) is not None
 
     def genotype(self, row: int) -> AnyGenotype:
         """The cell of a row."""
@@ -72,7 +72,7 @@ class Table:
           LookupError: if the table has neither the cell nor an isomorphic one.
           ValueError: if the genotype isn't one of this benchmark.
         """
-        row = self._find(genotype)
+        row = self.find(genotype)
         if row is None:
             raise LookupError(
                 f"neither this cell nor an isomorphic one is among the {len(self)} cells of the "
@@ -100,7 +100,12 @@ class Table:
             raise ValueError(f"column must be one of {', '.join(self.columns)}, got {column!r}")
         return float(self.values[column][self.index(genotype)])
 
-    def _find(self, genotype: AnyGenotype) -> int | None:
+    def find(self, genotype: AnyGenotype) -> int | None:
+        """The row of a cell, or of an isomorphic one; None if there is neither.
+
+        Raises:
+          ValueError: if the genotype isn't one of this benchmark.
+        """
         if not isinstance(genotype, FORMATS[self.benchmark]):
             raise ValueError(
                 f"the table holds {self.benchmark} genotypes, got a {type(genotype).__name__}"
