@@ -7,11 +7,11 @@ Expected:  labels and images make no difference beyond the standard errors (tabl
 
 Takes the settings of `nasi search`, from which every row differs in what its label says. From
 each of `seeds` seeds there is a search of `--steps` steps, whose samples serve all of T, mu, the
-rule for nu and the number of theta_0 draws (of n draws, step t takes the sample t of search t mod
-n); the other rows have searches of their own. The accuracies are those on validation images, so
-that defaults may be chosen by them: the test accuracies stand beside them where the table has
-them, and decide nothing. Searches that are done are kept, and not done again. Prints a table, and
-writes ablations.json and ablations.png.
+rule for nu and, where one search has one theta_0, their number (of n draws, step t takes the
+sample t of search t mod n); the other rows have searches of their own. The accuracies are those on
+validation images, so that defaults may be chosen by them: the test accuracies stand beside them
+where the table has them, and decide nothing. Searches that are done are kept, and not done again.
+Prints a table, and writes ablations.json and ablations.png.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import numpy as np
 import tyro
 from matplotlib.figure import Figure
 from measuring import write_record
-from samples import Samples, accuracies_of, alphas, sampled, selected, summary
+from samples import Samples, accuracies_of, alphas, check, sampled, selected, shown, summary
 
 from nasi_jax import SearchConfig, adaptive, fixed, plot, quantile, tables
 from nasi_jax.config import to_dict
@@ -109,7 +109,7 @@ def readings(
         name: [selected(space, alphas(samples, **how), [how["steps"]])[0] for samples in found]
         for name, how in rows.items()
     }
-    for draws in DRAWS:
+    for draws in () if search.redraw else DRAWS:
         groups = [found[start : start + draws] for start in range(0, len(found) - draws + 1, draws)]
         if groups:
             chosen[f"draws of theta_0: {draws}"] = [
@@ -164,12 +164,15 @@ def main() -> None:
         search = replace(search, steps=3, batch_size=4, init_channels=2, num_cells=1, image_size=8)
         config = replace(config, seeds=2, only=("labels: random",))
     table = tables.load(config.table)
+    check(table, [config.column])
     columns = [each for each in (config.column, config.test_column) if each in table.columns]
     seeds = range(search.seed, search.seed + config.seeds)
     space, found = sampled(search, seeds, config.out / "samples")
     chosen = readings(space, found, search)
     for name in config.only:
         changed = replace(search, **CHANGES[name])
+        if changed == search:
+            continue
         space, found = sampled(changed, seeds, config.out / "samples")
         chosen[name] = readings(space, found, changed)["as given"]
     rows = {
@@ -179,12 +182,7 @@ def main() -> None:
     print(f"| {search.space} | {' | '.join(columns)} | searches in the table |")
     print("| --- " * (len(columns) + 2) + "|")
     for name, row in rows.items():
-        figures = " | ".join(
-            "-"
-            if each["mean"] is None
-            else f"{each['mean']:.2f} ± {each['standard_error'] or 0:.2f}"
-            for each in row.values()
-        )
+        figures = " | ".join(map(shown, row.values()))
         first = row[columns[0]]
         print(f"| {name} | {figures} | {first['found']} of {first['of']} |")
     record = {

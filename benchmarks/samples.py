@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -51,11 +52,14 @@ def sampled(config: SearchConfig, seeds: Iterable[int], out: Path) -> tuple[Any,
     Args:
       config: the search; its seed, penalty and rule for nu are not used.
       seeds: the seeds.
-      out: the directory where samples are kept, and taken from in another run.
+      out: the directory where samples are kept, and taken from in another run. They are told apart
+        by the configuration: delete them where the code has changed.
     """
-    plain = replace(config.resolved(), penalty=0.0, constraint=0.0, constraint_rule="fixed")
+    unused: dict[str, Any] = {"penalty": 0.0, "constraint": 0.0, "constraint_rule": "fixed"}
+    unused |= {"constraint_quantile": 0.5, "constraint_samples": 1}
+    plain = replace(config.resolved(), **unused)
     space, algorithm = build(plain, dataset_of(plain).num_classes)
-    name = hashlib.sha256(json.dumps(to_dict(replace(plain, seed=0))).encode()).hexdigest()[:12]
+    name = short_hash(to_dict(replace(plain, seed=0)))
     if jax.config.values["jax_compilation_cache_dir"] is None:
         # The step is lowered anew for each seed, and taken from there.
         cache.turn_on(cache.default_folder())
@@ -75,6 +79,20 @@ def sampled(config: SearchConfig, seeds: Iterable[int], out: Path) -> tuple[Any,
                 )
             )
     return space, found
+
+
+def short_hash(content: Any) -> str:
+    """Tells configurations apart in the names of files."""
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:12]
+
+
+def check(table: Table, columns: Iterable[str]) -> None:
+    """Ends the study, before it computes anything, if the table has not all of the columns."""
+    for column in columns:
+        if column not in table.columns:
+            known = ", ".join(table.columns)
+            print(f"column must be one of {known}, got {column!r}", file=sys.stderr)
+            raise SystemExit(2)
 
 
 def _record(config: SearchConfig, algorithm: Any, path: Path) -> None:
@@ -107,8 +125,8 @@ def _record(config: SearchConfig, algorithm: Any, path: Path) -> None:
 def alphas(samples: Samples, *, steps: int, penalty: float, constraint: Constraint) -> Alpha:
     """alpha after each of the first `steps` steps, by equation (18), `[steps, rows, options]` each.
 
-    As a search with this T, mu and rule for nu has it, but that the rule `quantile` takes the x of
-    the first steps in place of samples of its own.
+    As a search with this T, mu and rule for nu, and radius 1, has it, but that the rule `quantile`
+    takes the x of the first steps in place of samples of its own.
     """
     optimizer = one_step_ascent(steps)
     trace = jnp.asarray(samples.trace[:steps])
@@ -160,7 +178,12 @@ def summary(accuracies: np.ndarray) -> dict[str, Any]:
 
 def line(label: str, found: dict[str, Any]) -> str:
     """A summary as a line of a table."""
-    mean, error = (
-        "-" if found[name] is None else f"{found[name]:.2f}" for name in ("mean", "standard_error")
-    )
-    return f"| {label} | {mean} | {error} | {found['found']} of {found['of']} |"
+    return f"| {label} | {shown(found)} | {found['found']} of {found['of']} |"
+
+
+def shown(found: dict[str, Any]) -> str:
+    """A mean with its standard error, as far as they are defined."""
+    if found["mean"] is None:
+        return "-"
+    error = "" if found["standard_error"] is None else f" ± {found['standard_error']:.2f}"
+    return f"{found['mean']:.2f}{error}"

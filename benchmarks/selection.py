@@ -1,4 +1,4 @@
-"""What searches select: its accuracy over seeds and against steps, beside rivals of equal cost.
+"""What searches select: its accuracy over seeds and against steps, beside rivals.
 
 Command:   python benchmarks/selection.py --data CIFAR.npz --table nasbench201_cifar10.csv \
                --column c10_test_200
@@ -11,10 +11,12 @@ Expected:  on NAS-Bench-201 a mean test accuracy of about 93.5 (the paper: 93.55
 
 Takes the settings of `nasi search`, and searches from `seeds` seeds, the first of them `--seed`.
 After each of some steps, what would be selected is looked up in the table. The rivals are, for
-each seed, among as many random cells as the search took steps: a random one, the one of largest x,
-and the one of most parameters; and the cell of most parameters in the whole table. Where a table
-has only a part of the space, means are over what it has, and the share is printed. Searches that
-are done are kept, and not done again. Prints a table, and writes selection.json and selection.png.
+each seed, among as many random cells of the operations searched as the search took steps: all of
+them, the one of largest x (on one theta_0 and one batch), and the one of most parameters; and the
+cell of most parameters in the whole table. An x alone costs less than a step, which has its
+gradient as well. Where a table has only a part of the space, means are over what it has, and the
+share is printed. Searches that are done are kept, and not done again. Prints a table, and writes
+selection.json and selection.png.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ import numpy as np
 import tyro
 from matplotlib.figure import Figure
 from measuring import write_record
-from samples import accuracies_of, alphas, line, sampled, selected, summary
+from samples import accuracies_of, alphas, check, line, sampled, selected, short_hash, summary
 
 from nasi_jax import ScoreConfig, SearchConfig, parse_genotype, plot, population, tables
 from nasi_jax.config import to_dict
@@ -55,30 +57,30 @@ class Config:
 
 
 def rivals(config: Config, table: tables.Table) -> dict[str, np.ndarray]:
-    """Accuracies `[seeds]` of what is chosen among as many random cells as a search has steps."""
+    """Accuracies of what is chosen among as many random cells as a search has steps, by seed."""
     search, steps = config.search, cast(int, config.search.steps)
-    shared = ("space", "data", "labels", "norm", "init", "ops", "init_channels", "num_cells")
-    scores = population.score(
-        ScoreConfig(
-            num_archs=steps * config.seeds,
-            proxies=("batch_gradient",),
-            batch_size=cast(int, search.batch_size),
-            image_size=search.image_size,
-            seed=search.seed,
-            **{name: getattr(search, name) for name in shared},
-        ),
-        config.out / "random.csv",
-        resume=True,
+    shared = ("space", "data", "data_dir", "labels", "norm", "init", "ops", "image_size")
+    settings = ScoreConfig(
+        num_archs=steps,
+        proxies=("batch_gradient",),
+        batch_size=cast(int, search.batch_size),
+        init_channels=search.init_channels,
+        num_cells=search.num_cells,
+        **{name: getattr(search, name) for name in shared},
     )
-    cells = [parse_genotype(text) for text in scores.genotypes]
-    accuracies = accuracies_of(table, config.column, cells)
-    found = {"a random cell": accuracies}
-    for proxy, name in BY_PROXY.items():
-        by_seed = scores.values[proxy].reshape(config.seeds, steps)
-        winners = np.argmax(by_seed, axis=1)
-        chosen = accuracies.reshape(config.seeds, steps)[np.arange(config.seeds), winners]
-        found[f"of {steps} random cells {name}"] = chosen
-    largest = int(np.argmax(table.values["params"]))
+    chosen: dict[str, list[np.ndarray]] = {"a random cell": []}
+    chosen |= {f"of {steps} random cells {name}": [] for name in BY_PROXY.values()}
+    for seed in range(search.seed, search.seed + config.seeds):
+        own = replace(settings, seed=seed)
+        out = config.out / "random" / f"{short_hash(to_dict(own))}.csv"
+        scores = population.score(own, out, resume=True)
+        accuracies = accuracies_of(table, config.column, map(parse_genotype, scores.genotypes))
+        chosen["a random cell"].append(accuracies)
+        for proxy, name in BY_PROXY.items():
+            winner = int(np.argmax(scores.values[proxy][0]))
+            chosen[f"of {steps} random cells {name}"].append(accuracies[[winner]])
+    found = {name: np.concatenate(each) for name, each in chosen.items()}
+    largest = int(np.nanargmax(table.values["params"]))
     found["of the whole table the most parameters"] = table.values[config.column][[largest]]
     return found
 
@@ -114,6 +116,7 @@ def main() -> None:
         search = replace(search, steps=3, batch_size=4, init_channels=2, num_cells=1, image_size=8)
     config = replace(config, search=search, seeds=2 if config.smoke else config.seeds)
     table = tables.load(config.table)
+    check(table, (config.column, "params"))
     seeds = range(search.seed, search.seed + config.seeds)
     space, found = sampled(search, seeds, config.out / "samples")
     total = cast(int, search.steps)
@@ -132,8 +135,8 @@ def main() -> None:
     by_step = np.array(accuracies)
     others = rivals(config, table)
     rows = {f"NASI, {total} steps": by_step[:, -1], **others}
-    print(f"| {search.space}, {config.column} | mean | standard error | in the table |")
-    print("| --- | --- | --- | --- |")
+    print(f"| {', '.join(space.ops)} | {config.column} | in the table |")
+    print("| --- | --- | --- |")
     for name, values in rows.items():
         print(line(name, summary(values)))
     seconds = [float(np.sum(samples.seconds)) for samples in found]

@@ -39,7 +39,7 @@ _REDUCED_DARTS_OPS = (
     "dil_conv_5x5",
 )
 _NASBENCH201 = {
-    "steps": 50,
+    "steps": 100,
     "batch_size": 16,
     "penalty": 1.0,
     "redraw": True,
@@ -105,7 +105,7 @@ is called reduced; that this means without `none` is our reading. The 390 steps 
 NAS-Bench-1Shot1 are one epoch of half of CIFAR-10. The rest is not stated: a fixed nu outside of
 DARTS takes the initial value of the adaptive one, and NAS-Bench-201 takes the penalty and the
 constraint of NAS-Bench-1Shot1, and a supernet of one cell a stage, with as many steps on as many
-images as two CPU cores do in half a minute. That it is without `none` too, and draws theta_0 anew
+images as two CPU cores do in a minute. That it is without `none` too, and draws theta_0 anew
 at every step, was chosen on its validation accuracies; see benchmarks/README.md. Of the two ways
 to differentiate, which give the same, each space has the one that was faster on CPU or, for DARTS,
 that needs less memory.

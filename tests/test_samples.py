@@ -85,4 +85,6 @@ def test_means_are_over_what_a_table_has(tmp_path):
         "found": 2,
         "of": 3,
     }
-    assert line("cells", summary(found[1:2])) == "| cells | - | - | 0 of 1 |"
+    assert line("cells", summary(found[1:2])) == "| cells | - | 0 of 1 |"
+    assert line("cells", summary(found[2:])) == "| cells | 63.00 | 1 of 1 |"
+    assert line("cells", summary(found)).startswith("| cells | 31.50 ± 31.50 | 2")
