@@ -118,7 +118,8 @@ class SearchConfig:
 
     Attributes:
       space: darts, nasbench201, nasbench1shot1-1, nasbench1shot1-2 or nasbench1shot1-3.
-      variant: nasi-fix (constant nu) or nasi-ada (nu follows the mean), with the paper's settings.
+      variant: nasi-fix (constant nu) or nasi-ada (nu follows the mean), with the paper's settings
+        where it states them; see `VARIANTS`.
       data: digits or gaussian (no download), a path to an .npz with x_train and y_train, or the
         name of a tensorflow-datasets data set, such as cifar10.
       labels: true, or random (uniform over the classes).
@@ -142,7 +143,8 @@ class SearchConfig:
         gradient in less memory. Not under norm batch, where the parts have statistics of their own.
       precision: float32 or bfloat16, for activations; parameters and sums stay float32.
       depthwise: shift or lax, two ways to compute depthwise convolutions; auto chooses by device.
-      ops: the operations on offer, to search in a part of the space.
+      ops: the operations on offer, to search in a part of the space. If not given, all but none in
+        darts and nasbench201.
       init_channels: channels of the first cells of the supernet.
       num_cells: cells of the supernet; in the NAS-Bench spaces, cells in each of the 3 stages.
       image_size: height and width that images are brought to, a multiple of 4.
