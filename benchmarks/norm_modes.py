@@ -73,7 +73,7 @@ def main() -> None:
         )
         with console.status(f"norm mode {norm}"):
             scores = population.score(settings, config.out / f"{norm}.csv", overwrite=True)
-        traces[norm] = scores.values["ntk_trace"]
+        (traces[norm],) = scores.values["ntk_trace"]  # of one seed
     found: dict[str, dict[str, Any]] = {}
     for first, second in itertools.combinations(NORM_MODES, 2):
         kendall = correlations(traces[first], traces[second], seed=config.seed)["kendall"]

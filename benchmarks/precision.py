@@ -24,6 +24,7 @@ import tyro
 from measuring import write_record
 
 from nasi_jax import SearchConfig
+from nasi_jax.cells.genotype import NASBENCH201_OPS
 from nasi_jax.config import to_dict
 from nasi_jax.experiment import build, dataset_of
 from nasi_jax.search import Margin, margins, run
@@ -36,7 +37,9 @@ class Config:
     """Settings of the benchmark."""
 
     search: Annotated[SearchConfig, tyro.conf.arg(name="")] = field(
-        default_factory=lambda: SearchConfig(num_cells=1, batch_size=32, steps=20)
+        default_factory=lambda: SearchConfig(
+            num_cells=1, batch_size=32, steps=20, ops=NASBENCH201_OPS, redraw=False
+        )
     )
     out: Path = Path("runs/precision")
     """Where the record goes."""
