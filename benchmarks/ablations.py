@@ -1,8 +1,9 @@
 """What each setting of a search does to the accuracy of what it selects, labels and images too.
 
-Command:   python benchmarks/ablations.py --data CIFAR.npz --table nasbench201_cifar10.csv
-Time:      half an hour on two CPU cores
-Expected:  labels and images make no difference beyond the standard errors (table 2 of the paper);
+Command:   python benchmarks/ablations.py --data CIFAR.npz --table nasbench201_cifar10.csv \
+               --steps 25
+Time:      a minute or two for each row of `only` on two CPU cores, with 25 steps
+Expected:  labels and images make no difference beyond two standard errors (table 2 of the paper);
            of the other settings we know of no published figures to compare with
 
 Takes the settings of `nasi search`, from which every row differs in what its label says. From

@@ -95,6 +95,9 @@ def score(
       overwrite: whether to replace the file.
       on_progress: called as it goes on.
 
+    Returns:
+      The scores.
+
     Raises:
       ValueError: for a wrong configuration, data or genotypes that cannot be used, or a file that
         is there or holds the scores of something else.
