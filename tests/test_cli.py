@@ -143,7 +143,9 @@ def test_resuming_nothing_is_a_search(tmp_path, monkeypatch):
     assert seen == [(tiny.CONFIG, tmp_path, True)]
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"steps": "many"}', '{"step": 3}'])
+@pytest.mark.parametrize(
+    "content", ["", "{", "[]", '{"steps": "many"}', '{"step": 3}', '{"steps": 3}']
+)
 def test_a_spoilt_configuration_is_not_resumed(tmp_path, refused, content):
     (tmp_path / "config.json").write_text(content)
     message = refused("search", "--resume", "--out", tmp_path)

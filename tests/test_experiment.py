@@ -547,7 +547,9 @@ def test_a_full_disk_leaves_no_result(copy, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("change", [{"init": "pytorch"}, {"hard": True}, {"labels": "random"}])
+@pytest.mark.parametrize(
+    "change", [{"init": "pytorch"}, {"hard": True}, {"redraw": False}, {"labels": "random"}]
+)
 def test_settings_have_an_effect(finished, tmp_path, change):
     experiment.search(dataclasses.replace(tiny.CONFIG, **change), tmp_path)
     assert read(tmp_path)[0]["alpha"] != read(finished[0])[0]["alpha"]
