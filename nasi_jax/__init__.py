@@ -13,7 +13,7 @@ from nasi_jax.cells import (
     parse_genotype,
     search_space,
 )
-from nasi_jax.config import ScoreConfig, SearchConfig
+from nasi_jax.config import RankConfig, ScoreConfig, SearchConfig
 from nasi_jax.correlation import correlations
 from nasi_jax.kernels import (
     PROXIES,
@@ -58,6 +58,7 @@ __all__ = [
     "SEARCH_SPACES",
     "Batch",
     "Edge",
+    "RankConfig",
     "Run",
     "ScoreConfig",
     "SearchAlgorithm",
