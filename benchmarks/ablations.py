@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, cast
 
@@ -27,10 +27,20 @@ import numpy as np
 import tyro
 from matplotlib.figure import Figure
 from measuring import write_record
-from samples import Samples, accuracies_of, alphas, check, sampled, selected, shown, summary
+from samples import (
+    Samples,
+    accuracies_of,
+    alphas,
+    check,
+    sampled,
+    selected,
+    settings,
+    shown,
+    smallest,
+    summary,
+)
 
 from nasi_jax import SearchConfig, adaptive, fixed, plot, quantile, tables
-from nasi_jax.config import to_dict
 from nasi_jax.experiment import constraint_of
 from nasi_jax.types import SearchSpace
 
@@ -92,12 +102,22 @@ class Config:
     """The smallest run that goes through all of it, for tests."""
 
 
+def as_given(search: SearchConfig) -> dict[str, Any]:
+    """T, mu and the rule for nu of a search, as `alphas` takes them."""
+    rule = constraint_of(search)
+    return {"steps": search.steps, "penalty": search.penalty, "constraint": rule}
+
+
+def reading(space: SearchSpace, samples: Samples, how: dict[str, Any]) -> Any:
+    """What is selected from samples by a T, mu and rule for nu."""
+    return selected(space, alphas(samples, **how), [how["steps"]])[0]
+
+
 def readings(
     space: SearchSpace, found: Sequence[Samples], search: SearchConfig
 ) -> dict[str, list[Any]]:
     """What is selected from the same samples by other T, mu, rules for nu and numbers of draws."""
-    total, rule = cast(int, search.steps), constraint_of(search)
-    given: dict[str, Any] = {"steps": total, "penalty": search.penalty, "constraint": rule}
+    given, total = as_given(search), cast(int, search.steps)
     rows: dict[str, dict[str, Any]] = {"as given": given}
     rows |= {f"T: {steps}": {**given, "steps": steps} for steps in STEPS if steps < total}
     rows |= {f"mu: {mu:g}": {**given, "penalty": mu} for mu in PENALTIES}
@@ -107,15 +127,13 @@ def readings(
             for name, each in RULES.items()
         }
     chosen = {
-        name: [selected(space, alphas(samples, **how), [how["steps"]])[0] for samples in found]
-        for name, how in rows.items()
+        name: [reading(space, samples, how) for samples in found] for name, how in rows.items()
     }
     for draws in () if search.redraw else DRAWS:
         groups = [found[start : start + draws] for start in range(0, len(found) - draws + 1, draws)]
         if groups:
             chosen[f"draws of theta_0: {draws}"] = [
-                selected(space, alphas(taking_turns(group), **given), [total])[0]
-                for group in groups
+                reading(space, taking_turns(group), given) for group in groups
             ]
     return chosen
 
@@ -162,7 +180,7 @@ def main() -> None:
         raise SystemExit(2)
     search = config.search.resolved()
     if config.smoke:
-        search = replace(search, steps=3, batch_size=4, init_channels=2, num_cells=1, image_size=8)
+        search = smallest(search)
         config = replace(config, seeds=2, only=("labels: random",))
     table = tables.load(config.table)
     check(table, [config.column])
@@ -175,7 +193,7 @@ def main() -> None:
         if changed == search:
             continue
         space, found = sampled(changed, seeds, config.out / "samples")
-        chosen[name] = readings(space, found, changed)["as given"]
+        chosen[name] = [reading(space, samples, as_given(changed)) for samples in found]
     rows = {
         name: {column: summary(accuracies_of(table, column, cells)) for column in columns}
         for name, cells in chosen.items()
@@ -187,10 +205,7 @@ def main() -> None:
         first = row[columns[0]]
         print(f"| {name} | {figures} | {first['found']} of {first['of']} |")
     record = {
-        "config": {
-            **{name: str(value) for name, value in asdict(config).items() if name != "search"},
-            "search": {**to_dict(search), "data": Path(search.data).name},
-        },
+        "config": settings(config, search),
         "rows": rows,
         "selected": {name: [cell.to_text() for cell in cells] for name, cells in chosen.items()},
     }

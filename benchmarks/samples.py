@@ -11,7 +11,7 @@ import io
 import json
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -88,11 +88,25 @@ def short_hash(content: Any) -> str:
 
 def check(table: Table, columns: Iterable[str]) -> None:
     """Ends the study, before it computes anything, if the table has not all of the columns."""
-    for column in columns:
-        if column not in table.columns:
-            known = ", ".join(table.columns)
-            print(f"column must be one of {known}, got {column!r}", file=sys.stderr)
-            raise SystemExit(2)
+    try:
+        for column in columns:
+            table.column(column)
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        raise SystemExit(2) from error
+
+
+def smallest(search: SearchConfig) -> SearchConfig:
+    """The same search at its smallest size, for tests."""
+    return replace(search, steps=3, batch_size=4, init_channels=2, num_cells=1, image_size=8)
+
+
+def settings(config: Any, search: SearchConfig) -> dict[str, Any]:
+    """The settings of a study and of its search, for the record."""
+    return {
+        **{name: str(value) for name, value in asdict(config).items() if name != "search"},
+        "search": {**to_dict(search), "data": Path(search.data).name},
+    }
 
 
 def _record(config: SearchConfig, algorithm: Any, path: Path) -> None:

@@ -21,7 +21,7 @@ selection.json and selection.png.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, cast
 
@@ -29,7 +29,18 @@ import numpy as np
 import tyro
 from matplotlib.figure import Figure
 from measuring import write_record
-from samples import accuracies_of, alphas, check, line, sampled, selected, short_hash, summary
+from samples import (
+    accuracies_of,
+    alphas,
+    check,
+    line,
+    sampled,
+    selected,
+    settings,
+    short_hash,
+    smallest,
+    summary,
+)
 
 from nasi_jax import ScoreConfig, SearchConfig, parse_genotype, plot, population, tables
 from nasi_jax.config import to_dict
@@ -60,7 +71,7 @@ def rivals(config: Config, table: tables.Table) -> dict[str, np.ndarray]:
     """Accuracies of what is chosen among as many random cells as a search has steps, by seed."""
     search, steps = config.search, cast(int, config.search.steps)
     shared = ("space", "data", "data_dir", "labels", "norm", "init", "ops", "image_size")
-    settings = ScoreConfig(
+    scoring = ScoreConfig(
         num_archs=steps,
         proxies=("batch_gradient",),
         batch_size=cast(int, search.batch_size),
@@ -71,7 +82,7 @@ def rivals(config: Config, table: tables.Table) -> dict[str, np.ndarray]:
     chosen: dict[str, list[np.ndarray]] = {"a random cell": []}
     chosen |= {f"of {steps} random cells {name}": [] for name in BY_PROXY.values()}
     for seed in range(search.seed, search.seed + config.seeds):
-        own = replace(settings, seed=seed)
+        own = replace(scoring, seed=seed)
         out = config.out / "random" / f"{short_hash(to_dict(own))}.csv"
         scores = population.score(own, out, resume=True)
         accuracies = accuracies_of(table, config.column, map(parse_genotype, scores.genotypes))
@@ -113,7 +124,7 @@ def main() -> None:
     config = tyro.cli(Config, description=__doc__)
     search = config.search.resolved()
     if config.smoke:
-        search = replace(search, steps=3, batch_size=4, init_channels=2, num_cells=1, image_size=8)
+        search = smallest(search)
     config = replace(config, search=search, seeds=2 if config.smoke else config.seeds)
     table = tables.load(config.table)
     check(table, (config.column, "params"))
@@ -144,10 +155,7 @@ def main() -> None:
         f"a search took {np.mean(seconds):.1f} s, and {found[0].compile_seconds:.1f} s to compile"
     )
     record = {
-        "config": {
-            **{name: str(value) for name, value in asdict(config).items() if name != "search"},
-            "search": {**to_dict(search), "data": Path(search.data).name},
-        },
+        "config": settings(config, search),
         "rows": {name: summary(values) for name, values in rows.items()},
         "selected": genotypes,
         "steps": steps.tolist(),

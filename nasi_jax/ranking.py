@@ -37,7 +37,6 @@ REFERENCE = "neural_tangents_trace"
 COMPARED = ("ntk_trace", "batch_gradient", "per_example_gradient", "random_cotangent")
 """What a comparison has besides what is asked for: our exact trace, and its estimates."""
 
-
 OWN = ("params", "flops")
 """Columns of a table that are set against the accuracies too, as `table_params` and `table_flops`:
 the benchmark's own counts have operations in them that lead nowhere, which ours have not."""
@@ -126,9 +125,7 @@ def rank(
         config.table,
         on_progress=lambda done, total: on_progress("reading the table", total, done, 0.0),
     )
-    if config.column not in table.columns:
-        raise ValueError(f"column must be one of {', '.join(table.columns)}, got {config.column!r}")
-    accuracy = table.values[config.column]
+    accuracy = table.column(config.column)
 
     def row_of(genotype: Any) -> Hashable:
         row = table.find(genotype)

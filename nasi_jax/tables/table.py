@@ -96,9 +96,17 @@ class Table:
           LookupError: if the table has neither the cell nor an isomorphic one.
           ValueError: if there is no such column, or the genotype isn't one of this benchmark.
         """
-        if column not in self.values:
-            raise ValueError(f"column must be one of {', '.join(self.columns)}, got {column!r}")
-        return float(self.values[column][self.index(genotype)])
+        return float(self.column(column)[self.index(genotype)])
+
+    def column(self, name: str) -> np.ndarray:
+        """The numbers `[N]` of a column, NaN where one is missing.
+
+        Raises:
+          ValueError: if there is no such column.
+        """
+        if name not in self.values:
+            raise ValueError(f"column must be one of {', '.join(self.columns)}, got {name!r}")
+        return self.values[name]
 
     def find(self, genotype: AnyGenotype) -> int | None:
         """The row of a cell, or of an isomorphic one; None if there is neither.
