@@ -22,14 +22,21 @@ takes have the same structure.
 ApplyFn = Callable[[Params, jax.Array], jax.Array]
 """Maps `(params, inputs[B, ...])` to outputs `[B, K]`."""
 
-NormMode = Literal["batch", "frozen", "none"]
+NormMode = Literal["batch", "frozen", "none", "running"]
 """Where a normalisation layer takes its mean and variance from.
 
 `batch`: the batch at hand, differentiated through, so that examples are coupled.
 `frozen`: a reference batch, as constants, so that examples are independent.
 `none`: there is no normalisation; a layer's scale and shift, if it has them, stay.
+`running`: the batch at hand, as in `batch`, while the collection `batch_stats` is mutable, as in
+training; else that collection, of which the training keeps a running mean.
 """
-NORM_MODES: tuple[str, ...] = get_args(NormMode)
+NORM_MODES: tuple[str, ...] = ("batch", "frozen", "none")
+"""Those of a network at initialization."""
+
+Stem = Literal["cifar", "imagenet"]
+"""The first layers of a DARTS network: of stride 1, or of stride 8 in three convolutions."""
+STEMS: tuple[str, ...] = get_args(Stem)
 
 Initializer = Literal["he_normal", "he_uniform", "xavier_normal", "lecun_normal", "pytorch"]
 """Distribution of the initial kernels; see `nasi_jax.cells.ops.kernel_init`."""
@@ -67,6 +74,18 @@ class Batch(NamedTuple):
 
     inputs: jax.Array
     labels: jax.Array
+
+
+class DropPath(NamedTuple):
+    """Which operations to leave out for which examples while a network is trained.
+
+    Attributes:
+      rate: a scalar below 1, the probability for each.
+      keys: random keys `[B]`, one an example, so that a part of a batch is treated as in the whole.
+    """
+
+    rate: jax.Array
+    keys: jax.Array
 
 
 class Edge(NamedTuple):
@@ -177,8 +196,14 @@ class SearchSpace(Protocol):
         param_dtype: Any = jnp.float32,
         dtype: Any = None,
         depthwise: Depthwise = "auto",
+        norm_group: int | None = None,
+        remat: bool = False,
     ) -> nn.Module:
-        """One architecture: `inputs -> logits [B, num_classes]`."""
+        """One architecture: `inputs -> logits [B, num_classes]`.
+
+        `norm_group` is the number of examples that share the statistics of a batch; with `remat`
+        only what passes between cells is kept for the derivatives.
+        """
         ...
 
     def inherit(self, variables: Any) -> Any:

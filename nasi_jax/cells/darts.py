@@ -23,7 +23,7 @@ from nasi_jax.cells.ops import (
     ReluConvNorm,
     darts_op,
 )
-from nasi_jax.types import Alpha, Choice, Depthwise, Edge, Initializer, NormMode
+from nasi_jax.types import Alpha, Choice, Depthwise, DropPath, Edge, Initializer, NormMode, Stem
 
 NODES = range(2, 6)
 """The intermediate nodes; nodes 0 and 1 are the outputs of the two cells before."""
@@ -149,17 +149,31 @@ class Darts:
         param_dtype: Any = jnp.float32,
         dtype: Any = None,
         depthwise: Depthwise = "auto",
+        norm_group: int | None = None,
+        remat: bool = False,
+        stem: Stem = "cifar",
+        auxiliary: bool = False,
     ) -> nn.Module:
         """One genotype's network: `inputs -> logits [B, num_classes]`.
 
         Form `search` is what the supernet is with one-hot weights, and takes the supernet's
         parameters after `inherit`. Form `evaluation` is the network that DARTS trains: scale and
-        shift in the normalisation, and none of it behind pools.
+        shift in the normalisation, and none of it behind pools. With `auxiliary` it has a second
+        head; see `DartsNetwork`.
         """
         searching = form == "search"
-        spec = LayerSpec(norm, not searching, init, param_dtype, dtype, depthwise)
+        spec = LayerSpec(
+            norm, not searching, init, param_dtype, dtype, depthwise, norm_group, remat
+        )
         return DartsNetwork(
-            num_classes, self.init_channels, self.num_cells, spec, genotype, pool_norm=searching
+            num_classes,
+            self.init_channels,
+            self.num_cells,
+            spec,
+            genotype,
+            pool_norm=searching,
+            stem_form=stem,
+            auxiliary=auxiliary,
         )
 
     def inherit(self, variables: Any) -> Any:
@@ -237,16 +251,32 @@ class _Cell(nn.Module):
     pool_norm: bool
 
     @nn.compact
-    def __call__(self, first: jax.Array, second: jax.Array) -> jax.Array:
+    def __call__(
+        self, first: jax.Array, second: jax.Array, drop_path: DropPath | None
+    ) -> jax.Array:
         states = {0: first, 1: second}
-        for node, edge in _edges_by_node(self.edges):
+        for number, (node, edge) in enumerate(_edges_by_node(self.edges)):
             stride = 2 if self.reduction and edge.node < 2 else 1
             op = functools.partial(
                 darts_op, edge.op, stride=stride, spec=self.spec, pool_norm=self.pool_norm
             )
             output = Scope(op, name=_edge_name(edge.node, node))(states[edge.node])
+            if drop_path is not None and (edge.op != "skip_connect" or stride > 1):
+                output = _dropped(output, _fold_in(drop_path, number))
             states[node] = states[node] + output if node in states else output
         return jnp.concatenate([states[node] for node in NODES], axis=-1)
+
+
+def _dropped(output: jax.Array, drop_path: DropPath) -> jax.Array:
+    """The output of an operation without those of some examples, larger for it in the others."""
+    kept = 1 - drop_path.rate
+    keep = jax.vmap(lambda key: jax.random.bernoulli(key, kept, (1, 1, 1)))(drop_path.keys)
+    return output * (keep / kept).astype(output.dtype)
+
+
+def _fold_in(drop_path: DropPath, number: int) -> DropPath:
+    keys = jax.vmap(lambda key: jax.random.fold_in(key, number))(drop_path.keys)
+    return drop_path._replace(keys=keys)
 
 
 class _StageCell(nn.Module):
@@ -413,16 +443,57 @@ class DartsSupernet(_Skeleton):
         return (last_but_one if stage.length > 1 else last), now
 
 
-class DartsNetwork(_Skeleton):
-    """The network of one genotype."""
+class _AuxiliaryHead(nn.Module):
+    """The second head, which is only trained: pools, two convolutions, a dense layer.
 
-    genotype: DartsGenotype = None  # type: ignore[assignment]
-    pool_norm: bool = False
+    The pools are means over the four windows of 5x5 in the corners: over images of 8x8, as from
+    CIFAR, and of 7x7, as from ImageNet, those of a pool of stride 3 and of stride 2. The second
+    convolution, of 2x2, sees all of them.
+    """
+
+    num_classes: int
+    spec: LayerSpec
+    stem_form: Stem
 
     @nn.compact
     def __call__(self, inputs: jax.Array) -> jax.Array:
-        """Maps `[B, H, W, C]` to logits."""
-        first = second = self.stem(inputs)
+        active = nn.relu(inputs)
+        sides = (slice(None, 5), slice(-5, None))
+        corners = [jnp.mean(active[:, row, side], axis=(1, 2)) for row in sides for side in sides]
+        pooled = jnp.stack(corners, axis=1).reshape(len(inputs), 2, 2, -1)
+        narrow = Conv(128, 1, self.spec, name="conv_0")(pooled)
+        narrow = nn.relu(self.spec.normalise("norm_0")(narrow))
+        wide = Conv(768, 1, self.spec, name="conv_1")(narrow.reshape(len(inputs), 1, 1, -1))
+        if self.stem_form == "cifar":
+            wide = self.spec.normalise("norm_1")(wide)
+        return Head(self.num_classes, self.spec, name="head")(nn.relu(wide))
+
+
+class DartsNetwork(_Skeleton):
+    """The network of one genotype.
+
+    With `auxiliary` it has a second head behind the second reduction cell. Its logits are sown as
+    `logits` in the collection `auxiliary`, and computed only where that is mutable.
+    """
+
+    genotype: DartsGenotype = None  # type: ignore[assignment]
+    pool_norm: bool = False
+    stem_form: Stem = "cifar"
+    auxiliary: bool = False
+
+    @nn.compact
+    def __call__(self, inputs: jax.Array, drop_path: DropPath | None = None) -> jax.Array:
+        """Maps `[B, H, W, C]` to logits.
+
+        Args:
+          inputs: `[B, H, W, C]`.
+          drop_path: by which operations of the cells, other than the identity, are left out for
+            some examples (Larsson et al., 2017); none is if not given.
+        """
+        if self.stem_form == "cifar":
+            first = second = self.stem(inputs)
+        else:
+            first, second = self._imagenet_stem(inputs)
         for number, stage in enumerate(_stages(self.num_cells)):
             channels = self.init_channels * 2**number
             for position in range(stage.length):
@@ -430,6 +501,29 @@ class DartsNetwork(_Skeleton):
                 reduction = stage.reduction and position == 0
                 edges = self.genotype.reduce if reduction else self.genotype.normal
                 read = self.preprocess(index, first, second, channels)
-                cell = _Cell(edges, reduction, self.spec, self.pool_norm, name=f"cell_{index}")
-                first, second = second, cell(*read)
+                cell = self.spec.of_cell(_Cell)(
+                    edges, reduction, self.spec, self.pool_norm, name=f"cell_{index}"
+                )
+                path = None if drop_path is None else _fold_in(drop_path, index)
+                first, second = second, cell(*read, path)
+                if index == 2 * self.num_cells // 3 and self.auxiliary:
+                    self._sow_auxiliary(second)
         return self.head(second)
+
+    def _imagenet_stem(self, inputs: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Images of a quarter and of an eighth of the size."""
+        states = inputs
+        outputs = []
+        for index, channels in enumerate((self.init_channels // 2, *[self.init_channels] * 2)):
+            conv = Conv(channels, 3, self.spec, stride=2, name=f"stem_{index}")
+            states = self.spec.normalise(f"stem_norm_{index}")(conv(states))
+            outputs.append(states)
+            states = nn.relu(states)
+        return outputs[1], outputs[2]
+
+    def _sow_auxiliary(self, inputs: jax.Array) -> None:
+        if self.is_mutable_collection("auxiliary"):
+            head = _AuxiliaryHead(
+                self.num_classes, self.spec, self.stem_form, name="auxiliary_head"
+            )
+            self.sow("auxiliary", "logits", head(inputs))

@@ -184,6 +184,8 @@ class Nasbench1Shot1:
         param_dtype: Any = jnp.float32,
         dtype: Any = None,
         depthwise: Depthwise = "auto",
+        norm_group: int | None = None,
+        remat: bool = False,
     ) -> nn.Module:
         """One cell's network: `inputs -> logits [B, num_classes]`.
 
@@ -192,7 +194,7 @@ class Nasbench1Shot1:
         the pruned cell, 3 stages of 3 cells from 128 channels on, whatever this space's fields
         say.
         """
-        spec = LayerSpec(norm, True, init, param_dtype, dtype, depthwise)
+        spec = LayerSpec(norm, True, init, param_dtype, dtype, depthwise, norm_group, remat)
         if form == "evaluation":
             return Nasbench101Network(num_classes, genotype.prune(), spec)
         self.one_hot(genotype)
@@ -375,7 +377,8 @@ class OneShotNetwork(nn.Module):
                     states = cell(states, weights)
                 else:
                     genotype = cast(Nasbench101Genotype, self.genotype)
-                    states = _Cell(genotype, features, self.spec, name=name)(states)
+                    cell = self.spec.of_cell(_Cell)(genotype, features, self.spec, name=name)
+                    states = cell(states)
         states = ReluConvNorm(features, 1, self.spec, name="last")(states)
         return Head(self.num_classes, self.spec, name="head")(states)
 
@@ -446,5 +449,6 @@ class Nasbench101Network(nn.Module):
                 features *= 2
             for index in range(3):
                 name = f"cell_{stage}_{index}"
-                states = _Nasbench101Cell(self.genotype, features, self.spec, name=name)(states)
+                cell = self.spec.of_cell(_Nasbench101Cell)
+                states = cell(self.genotype, features, self.spec, name=name)(states)
         return Head(self.num_classes, self.spec, name="head")(states)

@@ -106,6 +106,8 @@ class Nasbench201:
         param_dtype: Any = jnp.float32,
         dtype: Any = None,
         depthwise: Depthwise = "auto",
+        norm_group: int | None = None,
+        remat: bool = False,
     ) -> nn.Module:
         """One cell's network: `inputs -> logits [B, num_classes]`.
 
@@ -113,7 +115,8 @@ class Nasbench201:
         parameters after `inherit`. Form `evaluation` has scale and shift in its normalisation, as
         the networks that the benchmark trained and counted.
         """
-        spec = LayerSpec(norm, form == "evaluation", init, param_dtype, dtype, depthwise)
+        affine = form == "evaluation"
+        spec = LayerSpec(norm, affine, init, param_dtype, dtype, depthwise, norm_group, remat)
         return Nasbench201Network(
             num_classes, self.init_channels, self.num_cells, spec, genotype=genotype
         )
@@ -221,7 +224,7 @@ class Nasbench201Network(nn.Module):
         edge_weights = None if weights is None else weights["cell"]
         cell = _Cell if self.genotype else functools.partial(_Supercell, one_hot=self.one_hot)
         stage_of_cells: Any = nn.scan(
-            cell,
+            self.spec.of_cell(cell),
             variable_axes={"params": 0, "batch_stats": 0},
             split_rngs={"params": True},
             in_axes=nn.broadcast,

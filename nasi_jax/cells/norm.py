@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -21,24 +22,32 @@ class Norm(nn.Module):
     In mode `frozen` the statistics are the collection `batch_stats`. They are taken from the
     inputs whenever that collection is mutable (at `init`, and in `apply(..., mutable=
     ["batch_stats"])`, which is how a reference batch is named), and are constants otherwise.
+    Mode `running` differs in that what is taken from the inputs is differentiated through.
 
     Attributes:
       mode: see `nasi_jax.types.NormMode`.
       affine: whether there is a scale (initially 1) and a shift (initially 0) per channel.
       param_dtype: dtype of scale and shift.
+      group: how many examples, one after another in the batch, share statistics; all if None. What
+        is kept of several groups is the mean over them. With as many examples as one device holds
+        it is what data parallel training usually does.
     """
 
     mode: NormMode
     affine: bool
     param_dtype: Any = jnp.float32
+    group: int | None = None
 
     @nn.compact
     def __call__(self, inputs: jax.Array) -> jax.Array:
         """Normalises `[B, H, W, C]`."""
         outputs = widened(inputs)
-        if self.mode == "batch":
-            outputs, _ = standardised(outputs)
-        elif self.mode == "frozen":
+        trains = self.mode == "running" and self.is_mutable_collection("batch_stats")
+        if trains:
+            self._keep_statistics(jax.lax.stop_gradient(outputs))
+        if self.mode == "batch" or trains:
+            outputs = self._by_groups(lambda group: standardised(group)[0], outputs)
+        elif self.mode in ("frozen", "running"):
             mean, variance = self._frozen_statistics(outputs)
             outputs = (outputs - mean) * jax.lax.rsqrt(variance + EPSILON)
         if self.affine:
@@ -50,16 +59,26 @@ class Norm(nn.Module):
 
     def _frozen_statistics(self, inputs: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Mean and variance as `[1, 1, 1, C]`."""
-        if not self.is_mutable_collection("batch_stats"):
-            return (
-                self.get_variable("batch_stats", "mean"),
-                self.get_variable("batch_stats", "variance"),
-            )
-        mean = _mean(inputs)
-        variance = _mean(jnp.square(inputs - mean))
-        self.put_variable("batch_stats", "mean", mean)
+        if self.is_mutable_collection("batch_stats"):
+            self._keep_statistics(inputs)
+        return (
+            self.get_variable("batch_stats", "mean"),
+            self.get_variable("batch_stats", "variance"),
+        )
+
+    def _keep_statistics(self, inputs: jax.Array) -> None:
+        def deviations(group: jax.Array) -> jax.Array:
+            return group - _mean(group)
+
+        variance = _mean(jnp.square(self._by_groups(deviations, inputs)))
+        self.put_variable("batch_stats", "mean", _mean(inputs))
         self.put_variable("batch_stats", "variance", variance)
-        return mean, variance
+
+    def _by_groups(self, change: Callable[[jax.Array], jax.Array], inputs: jax.Array) -> jax.Array:
+        if self.group is None:
+            return change(inputs)
+        groups = inputs.reshape(-1, self.group, *inputs.shape[1:])
+        return jax.vmap(change)(groups).reshape(inputs.shape)
 
 
 @jax.custom_jvp

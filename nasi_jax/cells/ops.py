@@ -29,6 +29,8 @@ class LayerSpec:
       param_dtype: dtype of the parameters.
       dtype: dtype of the activations; that of the inputs if None.
       depthwise: how depthwise convolutions are computed.
+      norm_group: how many examples share the statistics of normalisation; all if None.
+      remat: whether to keep only what passes between cells for the derivatives.
     """
 
     norm: NormMode = "batch"
@@ -37,10 +39,16 @@ class LayerSpec:
     param_dtype: Any = jnp.float32
     dtype: Any = None
     depthwise: Depthwise = "auto"
+    norm_group: int | None = None
+    remat: bool = False
 
     def normalise(self, name: str = "norm") -> Norm:
         """A normalisation layer."""
-        return Norm(self.norm, self.affine, self.param_dtype, name=name)
+        return Norm(self.norm, self.affine, self.param_dtype, self.norm_group, name=name)
+
+    def of_cell(self, cell: Any) -> Any:
+        """The class of a cell, whose inside is computed anew for the derivatives under `remat`."""
+        return nn.remat(cell) if self.remat else cell
 
     def cast(self, *arrays: jax.Array) -> tuple[jax.Array, ...]:
         """Arrays in the dtype of the activations."""
