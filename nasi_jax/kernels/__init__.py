@@ -1,7 +1,7 @@
 """Quantities of a network at initialisation, for any `apply_fn(params, inputs)`."""
 
 from nasi_jax.kernels.fisher import fisher
-from nasi_jax.kernels.flops import flops
+from nasi_jax.kernels.flops import flops, multiply_adds
 from nasi_jax.kernels.grad_norm import grad_norm
 from nasi_jax.kernels.grasp import grasp
 from nasi_jax.kernels.hnas import hnas
@@ -84,6 +84,7 @@ __all__ = [
     "lanczos_spectrum",
     "linear_regions",
     "mean_loss",
+    "multiply_adds",
     "naswot",
     "neural_tangents_ntk",
     "ntk",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
@@ -51,3 +52,23 @@ def flops(key: jax.Array, apply_fn: ApplyFn, params: Params, batch: Batch) -> ja
 
     total = random_gradient(key, outputs_of, jnp.zeros((), jnp.float32))
     return total / inputs.shape[0]
+
+
+def multiply_adds(apply_fn: ApplyFn, params: Params, inputs: Any) -> int:
+    """Multiply-accumulates of one example's forward pass, by tracing alone.
+
+    What `flops` counts, and layers that the outputs do not depend on too.
+
+    Args:
+      apply_fn: maps `(params, inputs[B, ...])` to outputs `[B, K]`.
+      params: its parameters, or their shapes.
+      inputs: `[B, ...]`, or their shape.
+    """
+    counts: dict[tuple[int, ...], int] = {}
+
+    def note(operation: Operation) -> None:
+        if (count := multiply_accumulates(operation)) is not None:
+            counts[operation.site] = count * operation.repeats
+
+    jax.eval_shape(functools.partial(at_parameters, note, apply_fn), params, inputs)
+    return sum(counts.values()) // inputs.shape[0]

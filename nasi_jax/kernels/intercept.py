@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -19,6 +20,7 @@ class Operation(NamedTuple):
       inputs: its operands.
       labels: for each operand the label that it carries, or None.
       site: tells operations apart that are the same code called from several places.
+      repeats: how many times the scans that it stands in run it.
       apply: computes the outputs from the operands.
     """
 
@@ -27,6 +29,7 @@ class Operation(NamedTuple):
     inputs: list[Any]
     labels: list[Any]
     site: tuple[int, ...]
+    repeats: int
     apply: Callable[..., list[Any]]
 
 
@@ -77,6 +80,7 @@ class _Interpreter:
         self, rule: Rule, in_loop: Callable[[Any], Any], on_loss: Callable[[Any], None]
     ) -> None:
         self.rule, self.in_loop, self.on_loss = rule, in_loop, on_loss
+        self.lengths: dict[tuple[int, ...], int] = {}
 
     def run(
         self,
@@ -125,7 +129,9 @@ class _Interpreter:
             outputs = eqn.primitive.bind(*operands, **eqn.primitive.get_bind_params(params))
             return list(outputs) if eqn.primitive.multiple_results else [outputs]
 
-        replaced = self.rule(Operation(name, params, inputs, labels, site, apply))
+        around = [site[:depth] for depth in range(len(site))]
+        repeats = math.prod(self.lengths.get(place, 1) for place in around)
+        replaced = self.rule(Operation(name, params, inputs, labels, site, repeats, apply))
         if replaced is not None:
             outputs, label = replaced
             return outputs, [label] * len(eqn.outvars)
@@ -149,6 +155,7 @@ class _Interpreter:
     def _scan(
         self, params: dict[str, Any], inputs: list[Any], labels: list[Any], site: tuple[int, ...]
     ) -> list[Any]:
+        self.lengths[site] = params["length"]
         start, end = params["num_consts"], params["num_consts"] + params["num_carry"]
         consts, carry, slices = inputs[:start], inputs[start:end], inputs[end:]
         whole = [None if label is None else self.in_loop(label) for label in labels[:start]]
