@@ -21,14 +21,19 @@ import numpy as np
 from nasi_jax.config import LABELS
 from nasi_jax.types import Batch
 
+SPLITS = ("all", "train", "test")
+"""Which images of a data set: all that it gives for training; those, less the test images where
+it has none apart; or the test images."""
+
 _CHANNELS = 3
-_GAUSSIAN_EXAMPLES = 50_000
+_DIGITS_TRAIN = 1_500
+_GAUSSIAN_EXAMPLES = {"all": 50_000, "train": 50_000, "test": 10_000}
 _GAUSSIAN_CLASSES = 10
 _STATISTICS_EXAMPLES = 1_000
 
 # Streams of random numbers of one seed. None is 0: numpy reads [seed, 0] as it reads [seed].
-_LABEL_STREAM = 1
-_IMAGE_STREAM = 2
+_LABEL_STREAM = {"all": 1, "train": 1, "test": 3}
+_IMAGE_STREAM = {"all": 2, "train": 2, "test": 4}
 
 # Mean and standard deviation of the training images on [0, 1], as everyone uses them.
 _STATISTICS = {
@@ -39,6 +44,12 @@ _STATISTICS = {
 
 _OFFLINE = "digits, gaussian and a path to an .npz file need no download"
 
+_Examples = tuple[np.ndarray, np.ndarray]
+"""Images `[N, H, W, C]` and labels `[N]`."""
+
+_Read = tuple[Sequence[np.ndarray], np.ndarray]
+"""Images `[H, W, C]` of any size, and their labels `[B]`."""
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Dataset:
@@ -47,22 +58,25 @@ class Dataset:
     Attributes:
       name: the name that it was loaded by.
       num_classes: number of classes.
+      class_names: their names; numbers where the data set has none.
       num_examples: number of examples.
       image_shape: `(H, W, C)` of the images that `fetch` returns.
       mean: per-channel mean `[C]` or `[1]` that `fetch` subtracts, in units of the raw images.
       std: per-channel standard deviation, like `mean`, that `fetch` divides by.
+      scale: what raw images are divided by to lie on [0, 1]: 255 for uint8, the largest training
+        value for floating ones (1 for `gaussian`, which doesn't lie there).
       read: maps indices `[B]` to `B` raw images `[H, W, C]` of any size, and labels `[B]`.
     """
 
     name: str
     num_classes: int
+    class_names: tuple[str, ...]
     num_examples: int
     image_shape: tuple[int, int, int]
     mean: np.ndarray
     std: np.ndarray
-    read: Callable[[np.ndarray], tuple[Sequence[np.ndarray], np.ndarray]] = dataclasses.field(
-        repr=False
-    )
+    scale: float
+    read: Callable[[np.ndarray], _Read] = dataclasses.field(repr=False)
 
     def fetch(self, indices: np.ndarray) -> Batch:
         """The examples at `indices`: the same ones whenever they are asked for.
@@ -72,6 +86,22 @@ class Dataset:
 
         Returns:
           Normalised float32 inputs `[B, H, W, C]` and int32 labels `[B]`.
+
+        Raises:
+          ValueError: if `indices` is empty, not integers `[B]`, or out of range.
+        """
+        images, labels = self.images(indices)
+        return Batch(jnp.asarray((images - self.mean) / self.std), jnp.asarray(labels))
+
+    def images(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The examples at `indices` before they are normalised, for who augments them first.
+
+        Args:
+          indices: integers `[B]` from 0 to `num_examples - 1`.
+
+        Returns:
+          Raw images `[B, H, W, C]`, in uint8 if the data set is and none had to be resized, else
+          in float32, and int32 labels `[B]`.
 
         Raises:
           ValueError: if `indices` is empty, not integers `[B]`, or out of range.
@@ -87,14 +117,32 @@ class Dataset:
                 f"indices must be from 0 to {self.num_examples - 1}, "
                 f"got {indices.min()} to {indices.max()}"
             )
-        images, labels = self.read(indices)
-        inputs = np.stack([_resize(image, self.image_shape[0]) for image in images])
-        inputs = (inputs - self.mean) / self.std
-        inputs = np.broadcast_to(inputs, (len(indices), *self.image_shape))
-        return Batch(jnp.asarray(inputs), jnp.asarray(labels, jnp.int32))
+        read, labels = self.read(indices)
+        images = np.stack([resize(image, self.image_shape[0]) for image in read])
+        if images.dtype != np.uint8:
+            images = images.astype(np.float32, copy=False)
+        images = np.broadcast_to(images, (len(indices), *self.image_shape))
+        return images, np.asarray(labels, np.int32)
 
     def batch(self, key: jax.Array, step: int, batch_size: int) -> Batch:
         """The mini-batch of a step: a pure function of `(key, step)`, so that a run can resume.
+
+        Args:
+          key: random key, the same one at every step.
+          step: the step, from 0.
+          batch_size: number of examples `B`.
+
+        Returns:
+          Normalised float32 inputs `[B, H, W, C]` and int32 labels `[B]` of the examples that
+          `indices` names.
+
+        Raises:
+          ValueError: if `batch_size` is below 1 or above `num_examples`, or `step` below 0.
+        """
+        return self.fetch(self.indices(key, step, batch_size))
+
+    def indices(self, key: jax.Array, step: int, batch_size: int) -> np.ndarray:
+        """Which examples are the mini-batch of a step: a pure function of `(key, step)`.
 
         Every epoch goes through the examples in a new order, each at most once: what doesn't
         fill a last batch is left out of that epoch.
@@ -105,7 +153,7 @@ class Dataset:
           batch_size: number of examples `B`.
 
         Returns:
-          Normalised float32 inputs `[B, H, W, C]` and int32 labels `[B]`.
+          Integers `[B]`.
 
         Raises:
           ValueError: if `batch_size` is below 1 or above `num_examples`, or `step` below 0.
@@ -120,23 +168,26 @@ class Dataset:
         epoch, position = divmod(step, self.num_examples // batch_size)
         words = jax.random.key_data(jax.random.fold_in(key, epoch))
         order = _permutation(tuple(words.tolist()), self.num_examples)
-        return self.fetch(order[position * batch_size : (position + 1) * batch_size])
+        # A copy, because the order is kept.
+        return order[position * batch_size : (position + 1) * batch_size].copy()
 
 
 def load(
     name: str,
     *,
+    split: str = "all",
     labels: str = "true",
     image_size: int = 32,
     seed: int = 0,
     data_dir: str | None = None,
 ) -> Dataset:
-    """Opens the training images of a data set.
+    """Opens the training images or the test images of a data set.
 
     Images are resized bilinearly to squares, greyscale is repeated to 3 channels, and each
-    channel is normalised by the mean and the standard deviation of the original images: the
-    usual constants for `cifar10`, `cifar100` and `imagenet2012`, those of a fixed sample of at
-    most 1,000 examples for other sets of tensorflow-datasets, and of all images otherwise.
+    channel is normalised by the mean and the standard deviation of the original training images,
+    whatever the split: the usual constants for `cifar10`, `cifar100` and `imagenet2012`, those of
+    a fixed sample of at most 1,000 examples for other sets of tensorflow-datasets, and of all
+    training images otherwise. The classes too are those of the training images.
 
     Args:
       name: one of
@@ -145,10 +196,16 @@ def load(
         uniformly random labels of 10 classes, a pure function of the seed and the index;
         a path that ends in `.npz`: arrays `x_train` (`[N, H, W]`, `[N, H, W, 1]` or
         `[N, H, W, 3]`, uint8 or floating) and `y_train` (`[N]` or `[N, 1]`, integers from 0),
-        whose classes are 0 to the largest label;
-        else the `train` split of a tensorflow-datasets data set, prepared on disk as
-        array_record files, and read example by example as they are asked for.
-      labels: `true`, or `random`: uniform over the classes, from the seed and the index alone.
+        whose classes are 0 to the largest label, and for `test` `x_test` and `y_test` besides;
+        else a data set of tensorflow-datasets, prepared on disk as array_record files, and read
+        example by example as they are asked for.
+      split: `all`: all images that the data set gives for training, and all digits;
+        `train`: the same, but of the digits the first 1,500;
+        `test`: images that are in neither: of `digits` the last 297, of `gaussian` 10,000 further
+        ones, of tensorflow-datasets the split `test`, or `validation` where there is no `test`
+        and for `imagenet2012`, whose `test` has no labels.
+      labels: `true`, or `random`: uniform over the classes, from the seed, the split (where `all`
+        and `train` are the same) and the index alone.
       image_size: height and width of the images, at least 8 and a multiple of 4, because the
         networks halve them twice.
       seed: of random labels and images, at least 0.
@@ -161,6 +218,8 @@ def load(
       ValueError: if an argument is out of range, a file isn't as described, or a data set isn't
         on this machine.
     """
+    if split not in SPLITS:
+        raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
     if labels not in LABELS:
         raise ValueError(f"labels must be one of {', '.join(LABELS)}, got {labels!r}")
     if image_size < 8 or image_size % 4:
@@ -172,65 +231,102 @@ def load(
         raise ValueError(f"seed must be at least 0, got {seed}")
 
     if name == "gaussian":
-        dataset = _gaussian(image_size, seed)
+        dataset = _gaussian(split, image_size, seed)
     elif name == "digits":
-        dataset = _in_memory(name, *_read_digits(), image_size)
+        dataset = _in_memory(name, *_digits(split), image_size)
     elif name.endswith(".npz"):
-        dataset = _in_memory(name, *_read_npz(name), image_size)
+        dataset = _in_memory(name, *_npz(name, split), image_size)
     else:
-        dataset = _tensorflow_datasets(name, image_size, data_dir)
+        dataset = _tensorflow_datasets(name, split, image_size, data_dir)
 
     if labels == "true":
         return dataset
-    random_labels = _random_labels(seed, dataset.num_classes, dataset.num_examples)
+    random_labels = _random_labels(split, seed, dataset.num_classes, dataset.num_examples)
     return dataclasses.replace(
         dataset, read=lambda indices: (dataset.read(indices)[0], random_labels[indices])
     )
 
 
-def _gaussian(image_size: int, seed: int) -> Dataset:
+def _gaussian(split: str, image_size: int, seed: int) -> Dataset:
     shape = (image_size, image_size, _CHANNELS)
-    labels = _random_labels(seed, _GAUSSIAN_CLASSES, _GAUSSIAN_EXAMPLES)
+    num_examples = _GAUSSIAN_EXAMPLES[split]
+    labels = _random_labels(split, seed, _GAUSSIAN_CLASSES, num_examples)
 
     def image(index: int) -> np.ndarray:
-        generator = np.random.default_rng([seed, _IMAGE_STREAM, index])
+        generator = np.random.default_rng([seed, _IMAGE_STREAM[split], index])
         return generator.standard_normal(shape, dtype=np.float32)
 
     return Dataset(
         name="gaussian",
         num_classes=_GAUSSIAN_CLASSES,
-        num_examples=_GAUSSIAN_EXAMPLES,
+        class_names=_numbered(_GAUSSIAN_CLASSES),
+        num_examples=num_examples,
         image_shape=shape,
         mean=np.zeros(_CHANNELS, np.float32),
         std=np.ones(_CHANNELS, np.float32),
+        scale=1.0,
         read=lambda indices: ([image(index) for index in indices], labels[indices]),
     )
 
 
-def _in_memory(name: str, images: np.ndarray, labels: np.ndarray, image_size: int) -> Dataset:
+def _in_memory(name: str, train: _Examples, opened: _Examples, image_size: int) -> Dataset:
+    """The examples `opened`, with the classes and the statistics of the training examples."""
+    train_images, train_labels = train
+    images, labels = opened
+    num_classes = int(train_labels.max()) + 1
     # In blocks: float64 deviations of all of CIFAR-10 at once are 1.2 GB.
-    mean, std = _moments([images[start : start + 100] for start in range(0, len(images), 100)])
+    blocks = [train_images[start : start + 100] for start in range(0, len(train_images), 100)]
+    mean, std = _moments(blocks)
     return Dataset(
         name=name,
-        num_classes=int(labels.max()) + 1,
+        num_classes=num_classes,
+        class_names=_numbered(num_classes),
         num_examples=len(images),
         image_shape=(image_size, image_size, _CHANNELS),
         mean=mean,
         std=std,
+        scale=_scale([train_images]),
         read=lambda indices: (images[indices], labels[indices]),
     )
 
 
-def _read_digits() -> tuple[np.ndarray, np.ndarray]:
+def _digits(split: str) -> tuple[_Examples, _Examples]:
+    """The examples that the statistics are taken from, and those of the split."""
     # Inside the function: scikit-learn takes about a second to import.
     from sklearn.datasets import load_digits
 
     digits = load_digits()
-    return digits.images[..., None].astype(np.float32), digits.target
+    images, labels = digits.images[..., None].astype(np.float32), digits.target
+    if split == "all":
+        return (images, labels), (images, labels)
+    train = images[:_DIGITS_TRAIN], labels[:_DIGITS_TRAIN]
+    test = images[_DIGITS_TRAIN:], labels[_DIGITS_TRAIN:]
+    return train, test if split == "test" else train
 
 
-def _read_npz(name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Images `[N, H, W, 1 or 3]`, uint8 or float32, and integer labels `[N]` of an npz file."""
+def _npz(name: str, split: str) -> tuple[_Examples, _Examples]:
+    """The training examples of an npz file, and those of the split."""
+    train = _read_npz(name, "train")
+    if split != "test":
+        return train, train
+    test = _read_npz(name, "test")
+    kinds = [f"{images.dtype} of {images.shape[3]} channels" for images, _ in (train, test)]
+    if kinds[0] != kinds[1]:
+        raise ValueError(f"{name}: x_test must be like x_train, {kinds[0]}, got {kinds[1]}")
+    if test[1].max() > train[1].max():
+        raise ValueError(
+            f"{name}: y_test must be from 0 to {train[1].max()}, the largest label of y_train, "
+            f"got {test[1].max()}"
+        )
+    return train, test
+
+
+def _read_npz(name: str, part: str) -> _Examples:
+    """Images `[N, H, W, 1 or 3]`, uint8 or float32, and integer labels `[N]` of an npz file.
+
+    They are `x_train` and `y_train` where `part` is `train`, and accordingly for `test`.
+    """
+    x, y = f"x_{part}", f"y_{part}"
     path = Path(name)
     if not path.is_file():
         raise ValueError(f"there is no file {name}; data sets without a file: digits, gaussian")
@@ -239,51 +335,50 @@ def _read_npz(name: str) -> tuple[np.ndarray, np.ndarray]:
     try:
         with np.load(path, allow_pickle=False) as archive:
             keys = archive.files
-            arrays = [np.asarray(archive[key]) for key in ("x_train", "y_train") if key in keys]
+            arrays = [np.asarray(archive[key]) for key in (x, y) if key in keys]
     except Exception as error:  # a damaged or a pickled archive fails in many ways
         raise ValueError(
-            f"{name} must hold x_train and y_train as plain arrays, without pickled objects: "
+            f"{name} must hold {x} and {y} as plain arrays, without pickled objects: "
             f"{_one_line(error)}"
         ) from error
     if len(arrays) < 2:
-        raise ValueError(f"{name} must hold the keys x_train and y_train, got {sorted(keys)}")
+        raise ValueError(f"{name} must hold the keys {x} and {y}, got {sorted(keys)}")
     images, labels = arrays
 
     if images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[3] not in (1, _CHANNELS)):
         raise ValueError(
-            f"{name}: x_train must be [N, H, W], [N, H, W, 1] or [N, H, W, 3], "
-            f"got {list(images.shape)}"
+            f"{name}: {x} must be [N, H, W], [N, H, W, 1] or [N, H, W, 3], got {list(images.shape)}"
         )
     if labels.ndim not in (1, 2) or (labels.ndim == 2 and labels.shape[1] != 1):
-        raise ValueError(f"{name}: y_train must be [N] or [N, 1], got {list(labels.shape)}")
+        raise ValueError(f"{name}: {y} must be [N] or [N, 1], got {list(labels.shape)}")
     if len(images) != len(labels):
         raise ValueError(
-            f"{name}: x_train and y_train must be equally long, "
+            f"{name}: {x} and {y} must be equally long, "
             f"got {len(images)} images and {len(labels)} labels"
         )
     if images.size == 0:
-        raise ValueError(f"{name}: x_train must not be empty, got {list(images.shape)}")
+        raise ValueError(f"{name}: {x} must not be empty, got {list(images.shape)}")
     if images.dtype != np.uint8 and images.dtype.kind != "f":
-        raise ValueError(f"{name}: x_train must be uint8 or floating, got {images.dtype}")
+        raise ValueError(f"{name}: {x} must be uint8 or floating, got {images.dtype}")
     if labels.dtype.kind not in "iu":
-        raise ValueError(f"{name}: y_train must be integers, got {labels.dtype}")
+        raise ValueError(f"{name}: {y} must be integers, got {labels.dtype}")
 
     if images.dtype.kind == "f":
         with np.errstate(over="ignore"):  # too large for float32 is infinite: refused below
             images = images.astype(np.float32)
         if not np.isfinite(images).all():
-            raise ValueError(f"{name}: x_train must be finite in float32, got NaN or infinity")
+            raise ValueError(f"{name}: {x} must be finite in float32, got NaN or infinity")
     classes = np.unique(labels)
     if classes[0] < 0 or classes[-1] >= np.iinfo(np.int32).max:
         raise ValueError(
-            f"{name}: y_train must be integers from 0, in int32, got {classes[0]} to {classes[-1]}"
+            f"{name}: {y} must be integers from 0, in int32, got {classes[0]} to {classes[-1]}"
         )
     if len(classes) < 2:
-        raise ValueError(f"{name}: y_train must hold at least 2 classes, got only {classes[0]}")
+        raise ValueError(f"{name}: {y} must hold at least 2 classes, got only {classes[0]}")
     return images.reshape(*images.shape[:3], -1), labels.reshape(-1)
 
 
-def _tensorflow_datasets(name: str, image_size: int, data_dir: str | None) -> Dataset:
+def _tensorflow_datasets(name: str, split: str, image_size: int, data_dir: str | None) -> Dataset:
     try:
         import tensorflow_datasets as tfds
     except ImportError as error:
@@ -325,48 +420,68 @@ def _tensorflow_datasets(name: str, image_size: int, data_dir: str | None) -> Da
     )
     if not builder.is_prepared():
         raise ValueError(f"data set {name!r} is not prepared in {builder.data_dir}; {recipe}")
-    if "train" not in builder.info.splits:
-        raise ValueError(
-            f"data set {name!r} must have a split 'train', got {sorted(builder.info.splits)}"
-        )
-    try:
-        source = builder.as_data_source(split="train")
-    except Exception as error:  # mostly another file format
-        raise ValueError(
-            f"data set {name!r} in {builder.data_dir} cannot be read as array_record files "
-            f"({_one_line(error)}); remove it or choose another data_dir, and {recipe}"
-        ) from error
-    missing = [path for path in builder.info.splits["train"].filepaths if not path.exists()]
-    if missing:
-        raise ValueError(
-            f"data set {name!r} is incomplete: {len(missing)} files such as {missing[0]} are "
-            f"missing; remove it, and {recipe}"
-        )
 
-    def read(indices: np.ndarray) -> tuple[list[np.ndarray], np.ndarray]:
-        examples = source.__getitems__(indices.tolist())
-        return [example["image"] for example in examples], np.array(
-            [example["label"] for example in examples]
-        )
+    def reader(*choices: str) -> tuple[Callable[[np.ndarray], _Read], int]:
+        """The function that reads the first split of `choices` that exists, and its length."""
+        found = [choice for choice in choices if choice in builder.info.splits]
+        if not found:
+            raise ValueError(
+                f"data set {name!r} must have a split {' or '.join(map(repr, choices))}, "
+                f"got {sorted(builder.info.splits)}"
+            )
+        try:
+            source = builder.as_data_source(split=found[0])
+        except Exception as error:  # mostly another file format
+            raise ValueError(
+                f"data set {name!r} in {builder.data_dir} cannot be read as array_record files "
+                f"({_one_line(error)}); remove it or choose another data_dir, and {recipe}"
+            ) from error
+        files = builder.info.splits[found[0]].filepaths
+        missing = [path for path in files if not path.exists()]
+        if missing:
+            raise ValueError(
+                f"data set {name!r} is incomplete: {len(missing)} files such as {missing[0]} are "
+                f"missing; remove it, and {recipe}"
+            )
 
+        def read(indices: np.ndarray) -> _Read:
+            examples = source.__getitems__(indices.tolist())
+            return [example["image"] for example in examples], np.array(
+                [example["label"] for example in examples]
+            )
+
+        return read, len(source)
+
+    test = ("validation",) if builder.name == "imagenet2012" else ("test", "validation")
+    read, num_examples = reader(*(test if split == "test" else ("train",)))
     if builder.name in _STATISTICS:
         mean, std = np.float32(255) * np.array(_STATISTICS[builder.name], np.float32)
+        scale = 255.0
     else:
-        sample = np.linspace(0, len(source) - 1, min(len(source), _STATISTICS_EXAMPLES))
-        mean, std = _moments(read(sample.astype(int))[0])
+        read_train, num_train = reader("train")
+        sample = np.linspace(0, num_train - 1, min(num_train, _STATISTICS_EXAMPLES))
+        images, _ = read_train(sample.astype(int))
+        mean, std = _moments(images)
+        scale = _scale(images)
     return Dataset(
         name=name,
         num_classes=label.num_classes,
-        num_examples=len(source),
+        class_names=tuple(label.names),
+        num_examples=num_examples,
         image_shape=(image_size, image_size, _CHANNELS),
         mean=mean,
         std=std,
+        scale=scale,
         read=read,
     )
 
 
-def _random_labels(seed: int, num_classes: int, num_examples: int) -> np.ndarray:
-    generator = np.random.default_rng([seed, _LABEL_STREAM])
+def _numbered(num_classes: int) -> tuple[str, ...]:
+    return tuple(map(str, range(num_classes)))
+
+
+def _random_labels(split: str, seed: int, num_classes: int, num_examples: int) -> np.ndarray:
+    generator = np.random.default_rng([seed, _LABEL_STREAM[split]])
     return generator.integers(num_classes, size=num_examples)
 
 
@@ -387,7 +502,15 @@ def _moments(blocks: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     return mean.astype(np.float32), std.astype(np.float32)
 
 
-def _resize(image: np.ndarray, size: int) -> np.ndarray:
+def _scale(blocks: Sequence[np.ndarray]) -> float:
+    """255 for uint8, else the largest value of all blocks, or 1 if none is above 0."""
+    if blocks[0].dtype == np.uint8:
+        return 255.0
+    largest = max(float(block.max()) for block in blocks)
+    return largest if largest > 0 else 1.0
+
+
+def resize(image: np.ndarray, size: int) -> np.ndarray:
     """Bilinear resize `[H, W, C] -> [size, size, C]`, antialiased, as `jax.image.resize`.
 
     In numpy, because JAX would compile once for every size that ImageNet's images have.

@@ -276,6 +276,147 @@ def test_bad_indices(numbered, indices, message):
         numbered.fetch(indices)
 
 
+# Raw images and indices
+
+
+def test_fetch_normalises_the_raw_images(tmp_path):
+    images = small_images(20, 8, 8, 3)
+    dataset = data.load(save(tmp_path / "a.npz", images, np.arange(20) % 4), image_size=8)
+    indices = np.array([3, 19, 3])
+    raw, labels = dataset.images(indices)
+    assert raw.dtype == np.uint8 and labels.dtype == np.int32
+    np.testing.assert_array_equal(raw, images[indices])
+    np.testing.assert_array_equal(labels, indices % 4)
+    inputs, fetched = dataset.fetch(indices)
+    np.testing.assert_array_equal(inputs, (raw - dataset.mean) / dataset.std)
+    np.testing.assert_array_equal(fetched, labels)
+
+
+@pytest.mark.parametrize("image_size", [8, 12])
+@pytest.mark.parametrize("dtype", [np.uint8, np.float64])
+def test_raw_images_are_resized_and_of_3_channels(tmp_path, image_size, dtype):
+    images = small_images(20, 8, 8).astype(dtype)
+    path = save(tmp_path / "a.npz", images, np.arange(20) % 4)
+    raw, _ = data.load(path, image_size=image_size).images(np.arange(20))
+    assert raw.dtype == (np.uint8 if (image_size, dtype) == (8, np.uint8) else np.float32)
+    shape = (20, image_size, image_size, 1)
+    expected = jax.image.resize(images[..., None].astype(np.float32), shape, "bilinear")
+    np.testing.assert_allclose(raw, np.repeat(expected, 3, axis=3), atol=1e-3)
+
+
+def test_scale_is_what_white_is(tmp_path):
+    images, labels = small_images(20, 8, 8, 3) // 2, np.arange(20) % 2
+    paths = {
+        "uint8": save(tmp_path / "a.npz", images, labels),
+        "floating": save(tmp_path / "b.npz", images / 127, labels),
+        "below_0": save(tmp_path / "c.npz", -1.0 - images, labels),
+    }
+    scales = {name: data.load(path).scale for name, path in paths.items()}
+    assert scales == {"uint8": 255, "floating": images.max() / 127, "below_0": 1}
+    assert data.load("digits").scale == 16
+    assert data.load("gaussian").scale == 1
+
+
+def test_indices_name_the_examples_of_a_batch(numbered):
+    indices = numbered.indices(jax.random.key(1), 3, 7)
+    assert indices.shape == (7,)
+    # The label of an example is its index.
+    np.testing.assert_array_equal(numbered.batch(jax.random.key(1), 3, 7).labels, indices)
+    expected = indices.copy()
+    indices[:] = 0  # whoever changes theirs doesn't change those of the next
+    np.testing.assert_array_equal(numbered.indices(jax.random.key(1), 3, 7), expected)
+
+
+# Splits
+
+
+def save_splits(path, train, test, train_labels, test_labels):
+    np.savez(path, x_train=train, y_train=train_labels, x_test=test, y_test=test_labels)
+    return str(path)
+
+
+def assert_same_statistics(one, other):
+    assert (one.num_classes, one.scale) == (other.num_classes, other.scale)
+    np.testing.assert_array_equal(one.mean, other.mean)
+    np.testing.assert_array_equal(one.std, other.std)
+
+
+def test_digits_are_parted_in_1500_and_297():
+    every, train, test = (data.load("digits", split=split, image_size=8) for split in data.SPLITS)
+    assert (every.num_examples, train.num_examples, test.num_examples) == (1797, 1500, 297)
+    images, labels = every.images(np.arange(1797))
+    for part, start, stop in [(train, 0, 1500), (test, 1500, 1797)]:
+        part_images, part_labels = part.images(np.arange(part.num_examples))
+        np.testing.assert_array_equal(part_images, images[start:stop])
+        np.testing.assert_array_equal(part_labels, labels[start:stop])
+    assert_same_statistics(test, train)
+    assert_normalised(fetch_all(train).inputs)
+    assert (every.mean != train.mean).all()
+
+
+def test_all_is_the_default():
+    assert data.load("digits").num_examples == 1797
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+def test_npz_splits(tmp_path, dtype):
+    train = small_images(40, 8, 8, 3).astype(dtype)
+    test = small_images(15, 10, 9, 3, seed=1).astype(dtype) // 2  # of another size
+    labels = np.arange(40) % 5
+    path = save_splits(tmp_path / "a.npz", train, test, labels, labels[:15, None] % 3)
+    every, first, second = (data.load(path, split=split, image_size=8) for split in data.SPLITS)
+    assert_same_statistics(first, every)
+    assert_same_statistics(second, every)
+    assert second.num_classes == 5
+    for dataset in (every, first):
+        images, fetched = dataset.images(np.arange(40))
+        np.testing.assert_array_equal(images, train)
+        np.testing.assert_array_equal(fetched, labels)
+    assert second.num_examples == 15
+    images, fetched = second.images(np.arange(15))
+    expected = jax.image.resize(test.astype(np.float32), (15, 8, 8, 3), "bilinear")
+    np.testing.assert_allclose(images, expected, atol=1e-3)
+    np.testing.assert_array_equal(fetched, labels[:15] % 3)
+
+
+def test_gaussian_test_images_are_further_ones():
+    every, train, test = (data.load("gaussian", split=split, image_size=8) for split in data.SPLITS)
+    assert (every.num_examples, train.num_examples, test.num_examples) == (50_000, 50_000, 10_000)
+    indices = np.arange(1000)
+    same, one, other = (dataset.fetch(indices) for dataset in (every, train, test))
+    np.testing.assert_array_equal(one.inputs, same.inputs)
+    np.testing.assert_array_equal(one.labels, same.labels)
+    inputs, further = (np.asarray(batch.inputs, np.float64).ravel() for batch in (one, other))
+    assert stats.kstest(further, "norm").pvalue > 1e-3
+    assert abs(np.corrcoef(inputs, further)[0, 1]) < 4 / np.sqrt(inputs.size)
+    assert_uniform(np.asarray(test.fetch(np.arange(5000)).labels), 10)
+    # Two uniform draws of 10 classes agree on 100 of 1,000, standard deviation 9.5.
+    assert abs((np.asarray(one.labels) == np.asarray(other.labels)).sum() - 100) < 4 * 9.5
+
+
+def test_gaussian_images_are_those_of_every_version():
+    # As numpy draws them from [seed, 2, index], and labels from [seed, 1].
+    inputs, labels = data.load("gaussian", image_size=8, seed=5).fetch(np.array([0, 123]))
+    expected = np.random.default_rng([5, 2, 123]).standard_normal((8, 8, 3), np.float32)
+    np.testing.assert_array_equal(inputs[1], expected)
+    expected = np.random.default_rng([5, 1]).integers(10, size=50_000)[[0, 123]]
+    np.testing.assert_array_equal(labels, expected)
+
+
+def test_random_labels_of_test_images_have_their_own_stream(tmp_path):
+    images, labels = small_images(300, 8, 8), np.arange(300) % 10
+    path = save_splits(tmp_path / "a.npz", images, images, labels, labels)
+    indices = np.arange(300)
+    every, train, test = (
+        data.load(path, split=split, labels="random", image_size=8).images(indices)[1]
+        for split in data.SPLITS
+    )
+    np.testing.assert_array_equal(every, train)
+    assert_uniform(test, 10)
+    # Two uniform draws of 10 classes agree on 30 of 300, standard deviation 5.2.
+    assert (train == test).sum() < 30 + 4 * 5.2
+
+
 # Bad arguments and files
 
 
@@ -289,6 +430,7 @@ def assert_one_line(error, *parts):
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
+        ({"split": "valid"}, ["split", "all, train, test", "'valid'"]),
         ({"labels": "shuffled"}, ["labels", "true", "random", "'shuffled'"]),
         ({"image_size": 4}, ["image_size", "at least 8", "multiple of 4", "got 4"]),
         ({"image_size": 0}, ["image_size", "got 0"]),
@@ -346,6 +488,28 @@ def test_bad_npz_contents(tmp_path, arrays, parts):
     np.savez(path, **arrays)
     with pytest.raises(ValueError) as error:
         data.load(path)
+    assert_one_line(error, path, *parts)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "parts"),
+    [
+        ({}, ["x_test and y_test", "['x_train', 'y_train']"]),
+        ({"x_test": X}, ["x_test and y_test", "['x_test', 'x_train', 'y_train']"]),
+        ({"x_test": X, "y_test": Y[:4]}, ["x_test and y_test", "6 images", "4 labels"]),
+        ({"x_test": X[0, 0], "y_test": Y}, ["x_test must be [N, H, W]", "[8, 3]"]),
+        ({"x_test": X, "y_test": Y - 1}, ["y_test", "integers from 0", "-1 to 0"]),
+        ({"x_test": X[..., 0], "y_test": Y}, ["x_test", "x_train", "3 channels", "1 channels"]),
+        ({"x_test": X / 255, "y_test": Y}, ["x_test", "x_train", "uint8", "float32"]),
+        ({"x_test": X, "y_test": Y * 2}, ["y_test", "0 to 1", "y_train", "got 2"]),
+        ({"x_train": X[:4], "x_test": X, "y_test": Y}, ["x_train and y_train", "4 images"]),
+    ],
+)
+def test_bad_test_images_of_an_npz(tmp_path, arrays, parts):
+    path = str(tmp_path / "bad.npz")
+    np.savez(path, **({"x_train": X, "y_train": Y} | arrays))
+    with pytest.raises(ValueError) as error:
+        data.load(path, split="test")
     assert_one_line(error, path, *parts)
 
 
@@ -466,8 +630,8 @@ def prepare(tfds, monkeypatch):
     """Writes examples as the files that tensorflow-datasets would write for a name."""
     from PIL import Image
 
-    def write(name, data_dir, images, labels, split="train"):
-        def examples():
+    def write(name, data_dir, images, labels, split="train", **others):
+        def examples(images, labels):
             for index, (image, label) in enumerate(zip(images, labels, strict=True)):
                 file = io.BytesIO()  # an encoded image: tensorflow-datasets encodes by TensorFlow
                 Image.fromarray(image.squeeze()).save(file, "png")
@@ -479,7 +643,9 @@ def prepare(tfds, monkeypatch):
 
         builder = tfds.builder(name, data_dir=str(data_dir), file_format="array_record")
         with monkeypatch.context() as patch:
-            patch.setattr(type(builder), "_split_generators", lambda *_: {split: examples()})
+            splits = {split: (images, labels)} | others
+            generators = {split: examples(*arrays) for split, arrays in splits.items()}
+            patch.setattr(type(builder), "_split_generators", lambda *_: generators)
             builder.download_and_prepare(
                 download_config=tfds.download.DownloadConfig(try_download_gcs=False)
             )
@@ -531,6 +697,49 @@ def test_imagenet_images_of_any_size_are_read_one_by_one(prepare, tfds, tmp_path
     image = images[int(labels[1]) - 900].astype(np.float32)
     expected = (np.asarray(jax.image.resize(image, (16, 16, 3), "bilinear")) - mean) / std
     np.testing.assert_allclose(inputs[1], expected, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "others", "opened"),
+    [
+        ("fashion_mnist", ["test"], "test"),
+        ("fashion_mnist", ["validation"], "validation"),
+        ("fashion_mnist", ["validation", "test"], "test"),
+        ("imagenet2012", ["validation", "test"], "validation"),
+    ],
+)
+def test_prepared_test_images(prepare, tmp_path, name, others, opened):
+    channels = 1 if name == "fashion_mnist" else 3
+    train = small_images(20, 28, 28, channels) // 2
+    splits = {
+        split: (small_images(5 + i, 28, 28, channels, seed=i + 1), np.arange(5 + i))
+        for i, split in enumerate(others)
+    }
+    prepare(name, tmp_path, train, np.arange(20) % 10, **splits)
+    loaded = [
+        data.load(name, split=split, data_dir=str(tmp_path), image_size=28) for split in data.SPLITS
+    ]
+    every, first, test = loaded
+    assert_same_statistics(first, every)
+    assert_same_statistics(test, every)
+    assert (every.scale, every.num_examples, first.num_examples) == (255, 20, 20)
+    expected, labels = splits[opened]
+    assert test.num_examples == len(expected)
+    images, fetched = test.images(np.arange(len(expected)))
+    order = np.argsort(fetched)  # files are shuffled when they are written
+    np.testing.assert_array_equal(fetched[order], labels)
+    np.testing.assert_array_equal(images[order][..., :channels], expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "parts"),
+    [("cifar10", ["'test' or 'validation'"]), ("imagenet2012", ["a split 'validation'"])],
+)
+def test_set_without_test_images(prepare, tmp_path, name, parts):
+    prepare(name, tmp_path, small_images(4, 32, 32, 3), range(4))
+    with pytest.raises(ValueError) as error:
+        data.load(name, split="test", data_dir=str(tmp_path))
+    assert_one_line(error, name, *parts, "['train']")
 
 
 @pytest.mark.parametrize("name", ["cifar10", "imagenet2012", "svhn_cropped", "cifar10:3.0.2"])
