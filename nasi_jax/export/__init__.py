@@ -1,0 +1,276 @@
+"""Genotypes written out: as text, and as modules that stand alone, for flax and for PyTorch.
+
+    source = module_source(genotype, "flax", num_classes=10)
+    weights = safetensors.numpy.save(parameters(variables, "flax"))
+
+The first written to `my_network.py`, the second to `my_network.safetensors`, elsewhere, and without
+this package:
+
+    network, variables = my_network.load("my_network.safetensors")
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import math
+import re
+import textwrap
+from collections.abc import Iterator, Mapping
+from importlib import resources
+from typing import Any, Literal, get_args
+
+import jax
+import numpy as np
+from flax import linen as nn
+from flax.traverse_util import flatten_dict
+
+from nasi_jax.cells import search_space
+from nasi_jax.cells.genotype import (
+    FORMATS,
+    AnyGenotype,
+    DartsGenotype,
+    Nasbench101Genotype,
+    Nasbench201Genotype,
+    format_name,
+    genotype_to_dict,
+)
+from nasi_jax.types import STEMS, Stem
+
+Framework = Literal["flax", "torch"]
+"""What a module is written for."""
+FRAMEWORKS: tuple[str, ...] = get_args(Framework)
+
+FORMS = (*FORMATS, "json")
+"""The text forms of genotypes: one of each kind's own, and JSON for all."""
+
+__all__ = ["FORMS", "FRAMEWORKS", "Framework", "module_source", "parameters", "text"]
+
+_EVALUATION_SIZES = {"darts": (36, 20), "nasbench201": (16, 5), "nasbench101": (128, 3)}
+"""`(init_channels, num_cells)` of the networks that the papers trained on CIFAR-10."""
+
+
+def text(genotype: AnyGenotype, form: str) -> str:
+    """The genotype in one of `FORMS`, as `parse_genotype` reads it.
+
+    Args:
+      genotype: of any kind.
+      form: `darts`, `nasbench201` or `nasbench101` for genotypes of that kind, `json` for all. In
+        the form `nasbench101`, the benchmark's, a cell is pruned; in JSON it is as it stands.
+
+    Raises:
+      ValueError: if the genotype has no such form.
+    """
+    own = format_name(genotype)
+    if form == "json":
+        return json.dumps(genotype_to_dict(genotype))
+    if form != own:
+        raise ValueError(
+            f"a {own} genotype can be written in the forms: {own}, json; got form {form!r}"
+        )
+    return _pruned(genotype).to_text()
+
+
+def module_source(
+    genotype: AnyGenotype,
+    framework: Framework,
+    *,
+    num_classes: int = 10,
+    init_channels: int | None = None,
+    num_cells: int | None = None,
+    stem: Stem = "cifar",
+) -> str:
+    """The source of a Python module that is the genotype's network, and imports nothing of ours.
+
+    The network is `space.network(genotype, num_classes, form="evaluation")` under running
+    statistics. The module has a class `Network` and a function `load`, which reads what
+    `parameters` returns from a safetensors file; its docstring says how to use them.
+
+    Args:
+      genotype: of any kind; a NAS-Bench-101 cell is pruned.
+      framework: `flax` or `torch`.
+      num_classes: number of logits.
+      init_channels: as in the search space; by default what was trained on CIFAR-10, which is
+        36 for DARTS and 16 for NAS-Bench-201. Those of NAS-Bench-101 are 128 always.
+      num_cells: as in the search space; by default 20 in all for DARTS, 5 a stage for
+        NAS-Bench-201. Those of NAS-Bench-101 are 3 a stage always.
+      stem: `imagenet` is for DARTS alone.
+
+    Raises:
+      ValueError: for a size or a stem that there is no such network of.
+    """
+    if framework not in FRAMEWORKS:
+        raise ValueError(f"framework must be one of: {', '.join(FRAMEWORKS)}; got {framework!r}")
+    if num_classes < 1:
+        raise ValueError(f"num_classes must be at least 1, got {num_classes}")
+    kind, genotype = format_name(genotype), _pruned(genotype)
+    channels, cells = _EVALUATION_SIZES[kind]
+    channels = channels if init_channels is None else init_channels
+    cells = cells if num_cells is None else num_cells
+    network = _network(genotype, num_classes, channels, cells, stem)
+    constants: dict[str, Any] = {
+        "NUM_CLASSES": num_classes,
+        "INIT_CHANNELS": channels,
+        "NUM_CELLS": cells,
+    }
+    match genotype:
+        case DartsGenotype(normal, reduce):
+            constants |= {"STEM": stem, "NORMAL": normal, "REDUCE": reduce}
+        case Nasbench201Genotype(ops):
+            constants |= {"OPS": ops}
+        case Nasbench101Genotype(matrix, ops):
+            constants |= {"MATRIX": matrix, "OPS": ops}
+    template = resources.files("nasi_jax.export.templates") / f"{kind}_{framework}.py"
+    description = (
+        f"Exported by nasi_jax, with {_num_parameters(network):,} parameters, from the genotype\n\n"
+        f"{_wrapped(genotype.to_text())}"
+    )
+    return _filled_in(template.read_text(encoding="utf-8"), description, constants)
+
+
+def parameters(variables: Mapping[str, Any], framework: Framework) -> dict[str, np.ndarray]:
+    """The variables of our network under the names of the exported module's, in float32.
+
+    To save them: `safetensors.numpy.save_file(parameters(variables, framework), path)`.
+
+    Args:
+      variables: `params` and `batch_stats` of `space.network(genotype, num_classes,
+        norm="running")`. An auxiliary head in them is left out, as it is in the module.
+      framework: that of the module. For `flax` a name is the path in the variables, joined by
+        dots; for `torch` it is that in the module's `state_dict`.
+
+    Raises:
+      ValueError: if `variables` has no statistics, or scale and shift are missing from a layer.
+    """
+    if framework not in FRAMEWORKS:
+        raise ValueError(f"framework must be one of: {', '.join(FRAMEWORKS)}; got {framework!r}")
+    for collection in ("params", "batch_stats"):
+        if collection not in variables:
+            raise ValueError(
+                "variables must be those of a network with norm='running', with the collections "
+                f"params and batch_stats; got {', '.join(variables) or 'none'}"
+            )
+    leaves = {
+        (collection, *path): leaf
+        for collection in ("params", "batch_stats")
+        for layers, stacked in flatten_dict(variables[collection]).items()
+        for path, leaf in _unrolled(layers, np.asarray(stacked, np.float32))
+        if path[0] != "auxiliary_head"
+    }
+    for collection, *path, _ in leaves:
+        if collection == "batch_stats" and ("params", *path, "scale") not in leaves:
+            raise ValueError(
+                "variables must be those of a network of the form 'evaluation'; "
+                f"{'/'.join(path)} has no scale"
+            )
+    named = _flax_names if framework == "flax" else _torch_names
+    return {key: leaf for path, value in leaves.items() for key, leaf in named(path, value)}
+
+
+def _pruned(genotype: AnyGenotype) -> AnyGenotype:
+    return genotype.prune() if isinstance(genotype, Nasbench101Genotype) else genotype
+
+
+def _network(
+    genotype: AnyGenotype, num_classes: int, init_channels: int, num_cells: int, stem: Stem
+) -> nn.Module:
+    kind = format_name(genotype)
+    if stem not in STEMS or (stem != "cifar" and kind != "darts"):
+        known = ", ".join(STEMS) if kind == "darts" else "cifar"
+        raise ValueError(f"stem of a {kind} network must be one of: {known}; got {stem!r}")
+    if stem == "imagenet" and init_channels < 2:  # the first convolution has half of them
+        raise ValueError(
+            f"init_channels must be at least 2 with stem 'imagenet', got {init_channels}"
+        )
+    if kind == "nasbench101":
+        if (init_channels, num_cells) != _EVALUATION_SIZES[kind]:
+            raise ValueError(
+                "a nasbench101 network has init_channels=128 and num_cells=3; "
+                f"got init_channels={init_channels}, num_cells={num_cells}"
+            )
+        return search_space("nasbench1shot1-1").network(genotype, num_classes)
+    space = search_space(kind, init_channels=init_channels, num_cells=num_cells)
+    stems: dict[str, Any] = {"stem": stem} if kind == "darts" else {}
+    return space.network(genotype, num_classes, **stems)
+
+
+def _num_parameters(network: nn.Module) -> int:
+    images = jax.ShapeDtypeStruct((1, 64, 64, 3), np.float32)
+    shapes = jax.eval_shape(network.init, jax.random.key(0), images)
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes["params"]))
+
+
+def _wrapped(genotype: str) -> str:
+    """A paragraph of a docstring, broken where an edge, an op or a row of a matrix begins."""
+    glued = re.sub(r", (?=\d)", ",\0", genotype)
+    lines = textwrap.wrap(glued, 96, break_long_words=False, break_on_hyphens=False)
+    return textwrap.indent("\n".join(lines).replace("\0", " "), "    ")
+
+
+def _filled_in(template: str, description: str, constants: Mapping[str, Any]) -> str:
+    """The template with those values in its constants, and the text at its docstring's end."""
+    lines = template.splitlines()
+    docstring, *statements = ast.parse(template).body
+    assignments = {
+        statement.targets[0].id: statement
+        for statement in statements
+        if isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Name)
+    }
+    # From the end, so that what is still to be replaced has not moved.
+    for name in sorted(constants, key=lambda name: -assignments[name].lineno):
+        lines[assignments[name].lineno - 1 : assignments[name].end_lineno] = [
+            f"{name} = {_literal(constants[name])}"
+        ]
+    lines.insert((docstring.end_lineno or 0) - 1, f"\n{description}")
+    return "\n".join(lines) + "\n"
+
+
+def _literal(value: Any) -> str:
+    """A value as ruff formats it: a tuple has a line for each entry."""
+    if isinstance(value, tuple):
+        return "\n".join(["(", *(f"    {_inline(entry)}," for entry in value), ")"])
+    return _inline(value)
+
+
+def _inline(value: Any) -> str:
+    if isinstance(value, tuple):
+        return f"({', '.join(map(_inline, value))})"
+    return json.dumps(value)
+
+
+_Path = tuple[str, ...]
+
+
+def _unrolled(path: _Path, leaf: np.ndarray) -> Iterator[tuple[_Path, np.ndarray]]:
+    """The leaves of each cell, where those of a stage are stacked."""
+    layer, *rest = path
+    if not layer.startswith("stage_"):
+        yield path, leaf
+        return
+    for index, part in enumerate(leaf):
+        yield (f"{layer.replace('stage', 'cell', 1)}_{index}", *rest), part
+
+
+def _flax_names(path: _Path, value: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+    collection, *layers, leaf = path
+    if collection == "batch_stats":
+        value, leaf = value.reshape(-1), {"variance": "var"}.get(leaf, leaf)
+    yield ".".join((collection, *layers, leaf)), value
+
+
+def _torch_names(path: _Path, value: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+    _, *layers, leaf = path
+    names = {
+        "kernel": "weight",
+        "scale": "weight",
+        "bias": "bias",
+        "mean": "running_mean",
+        "variance": "running_var",
+    }
+    if leaf == "kernel":
+        value = value.transpose((3, 2, 0, 1) if value.ndim == 4 else (1, 0))
+    elif leaf in ("mean", "variance"):
+        value = value.reshape(-1)
+    yield ".".join((*layers, names[leaf])), np.ascontiguousarray(value)
+    if leaf == "mean":
+        yield ".".join((*layers, "num_batches_tracked")), np.array(0, np.int64)
