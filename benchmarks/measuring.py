@@ -63,7 +63,7 @@ def write_record(out: Path, name: str, record: dict[str, Any]) -> None:
       record: its configuration and figures.
     """
     from nasi_jax import files
-    from nasi_jax.experiment import provenance
+    from nasi_jax.directory import provenance
 
     whole = {**record, "peak_megabytes": peak_megabytes(), **provenance()}
     out.mkdir(parents=True, exist_ok=True)

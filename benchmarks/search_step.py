@@ -37,7 +37,8 @@ from measuring import alone, peak_megabytes, timed
 
 from nasi_jax import SearchConfig, files
 from nasi_jax.config import to_dict
-from nasi_jax.experiment import build, dataset_of, provenance
+from nasi_jax.directory import provenance
+from nasi_jax.experiment import build, dataset_of
 
 SIDE = 2048
 """Rows and columns of the matrices that the machine's rate is measured with."""

@@ -338,7 +338,7 @@ def main() -> None:
     from importlib.metadata import version
 
     from nasi_jax import files
-    from nasi_jax.experiment import provenance
+    from nasi_jax.directory import provenance
 
     record: dict[str, Any] = {
         "config": {**asdict(config), "out": str(config.out)},

@@ -12,10 +12,11 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 import jax
 import numpy as np
+import safetensors.numpy
 import tyro
 from rich.console import Console
 from rich.progress import (
@@ -27,9 +28,19 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from nasi_jax import cache, experiment, population, ranking
+from nasi_jax import (
+    cache,
+    experiment,
+    export,
+    files,
+    population,
+    predict,
+    ranking,
+    training_run,
+)
 from nasi_jax.config import Config, RankConfig, ScoreConfig, SearchConfig
 from nasi_jax.correlation import COEFFICIENTS
+from nasi_jax.recipe import RECIPES, TrainConfig
 from nasi_jax.search import Run
 
 _SECONDS_BETWEEN_LINES = 10.0
@@ -195,6 +206,175 @@ class Rank(Compiling):
 
 
 @dataclass(frozen=True)
+class Train(Compiling):
+    """Train the network of a genotype from scratch.
+
+    Prints the accuracy on the test images, and writes into the output directory summary.json,
+    metrics.csv, curves.png and a checkpoint, from which it resumes, and which export and predict
+    take. Settings that are not given are those of the recipe.
+    """
+
+    genotype: tyro.conf.Positional[str | None] = None
+    """A genotype as text or JSON, or a file that holds one, such as a search's result.json. Need
+    not be given with --resume."""
+    config: Annotated[TrainConfig, tyro.conf.arg(name="")] = field(default_factory=TrainConfig)
+    seeds: int = 1
+    """Number of trainings, from seed, seed + 1 and so on, each in a directory of its own."""
+    out: Path = Path("runs/train")
+    """Output directory."""
+    resume: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Go on with the training in the output directory; its settings need not be given again."""
+    overwrite: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Replace the training in the output directory."""
+
+    def run(self) -> None:
+        """Trains and reports."""
+        existing = _existing(self.resume, self.overwrite)
+        if self.genotype is not None:
+            genotype = experiment.read_genotype(self.genotype)
+        elif self.resume:
+            genotype, _ = training_run.saved(_first_training(self.out))
+        else:
+            raise ValueError("name a genotype to train, or a file that holds one")
+        config = self.config
+        sizes = f"init_channels {config.init_channels}, num_cells {config.num_cells}"
+        program = f"a training step, recipe {config.recipe}, {sizes}, batch {config.batch_size}"
+        with _progress(program) as report:
+            if self.seeds == 1:
+                result = training_run.train(
+                    genotype, config, self.out, **existing, on_progress=report
+                )
+            else:
+                result = training_run.train_seeds(
+                    genotype, config, self.out, self.seeds, **existing, on_progress=report
+                )
+        print(genotype.to_text())
+        if self.seeds == 1:
+            _print_trained(result)
+            print(f"wrote {self.out}/summary.json, metrics.csv, curves.png, checkpoint")
+        else:
+            for each in result["trainings"]:
+                _print_trained(each)
+            found = result["last_accuracy"]
+            print(
+                f"{self.seeds} seeds: test accuracy {found['mean']:.2f} % "
+                f"± {found['standard_deviation']:.2f} (standard deviation)"
+            )
+            print(f"wrote {self.out}/summary.json")
+
+
+def _print_trained(summary: Mapping[str, Any]) -> None:
+    config = summary["config"]
+    print(
+        f"seed {summary['seed']}: test accuracy {summary['last_accuracy']:.2f} % after "
+        f"{config['epochs']} epochs (best {summary['best_accuracy']:.2f} % after "
+        f"{summary['best_epoch']}), {summary['parameters']:,} parameters, "
+        f"{summary['multiply_adds'] / 1e6:.1f} M multiply-adds, {summary['seconds']:.0f} s on "
+        f"{summary['device']}"
+    )
+
+
+@dataclass(frozen=True)
+class Export:
+    """Write a genotype in another form, or as a module that needs nothing of this package.
+
+    flax and torch write a Python file with the network at the size that it is trained at; with a
+    checkpoint also its parameters, beside it, as a .safetensors file.
+    """
+
+    genotype: tyro.conf.Positional[str | None] = None
+    """A genotype as text or JSON, or a file that holds one, such as a search's result.json. Need
+    not be given with --checkpoint."""
+    format: Literal["darts", "nasbench201", "nasbench101", "json", "flax", "torch"] = "json"
+    """Form of the output."""
+    out: Path | None = None
+    """File to write; text goes to the terminal if there is none."""
+    checkpoint: Path | None = None
+    """Directory of a training, whose genotype, sizes and parameters these are then."""
+    num_classes: int | None = None
+    """Outputs of the module, 10 if not given."""
+    init_channels: int | None = None
+    """Channels of its first cells, as its benchmark or DARTS trained it if not given."""
+    num_cells: int | None = None
+    """Its cells; in NAS-Bench-201, cells in each of the 3 stages."""
+    stem: Literal["cifar", "imagenet"] | None = None
+    """Its first layers, of darts; cifar if not given."""
+    overwrite: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Replace the file."""
+
+    def run(self) -> None:
+        """Writes the file, or two."""
+        names = ("num_classes", "init_channels", "num_cells", "stem")
+        sizes = {name: value for name in names if (value := getattr(self, name)) is not None}
+        if self.checkpoint is not None:
+            self._trained(self.checkpoint, sizes)
+            return
+        if self.genotype is None:
+            raise ValueError("name a genotype, or a file that holds one, or a --checkpoint")
+        genotype = experiment.read_genotype(self.genotype)
+        if self.format in export.FRAMEWORKS:
+            content = export.module_source(genotype, cast(Any, self.format), **sizes)
+        elif sizes:
+            raise ValueError(f"only flax and torch have {', '.join(sizes)}")
+        else:
+            content = export.text(genotype, self.format) + "\n"
+        if self.out is None:
+            sys.stdout.write(content)
+        else:
+            files.write(self.out, content.encode(), overwrite=self.overwrite)
+
+    def _trained(self, checkpoint: Path, sizes: Mapping[str, Any]) -> None:
+        if self.format not in export.FRAMEWORKS or self.out is None:
+            raise ValueError("parameters are exported with --format flax or torch, and --out")
+        if self.genotype is not None or sizes:
+            raise ValueError("the genotype and its sizes are those of the checkpoint")
+        framework = cast(Any, self.format)
+        network = training_run.trained(checkpoint)
+        content = export.module_source(
+            network.genotype,
+            framework,
+            num_classes=network.images.num_classes,
+            **training_run.sizes_of(network),
+        )
+        parameters = export.parameters(network.variables, framework)
+        weights = self.out.with_suffix(".safetensors")
+        files.write(weights, safetensors.numpy.save(parameters), overwrite=self.overwrite)
+        files.write(self.out, content.encode(), overwrite=self.overwrite)
+        images = network.images
+        mean, std = (part / images.scale for part in (images.mean, images.std))
+        print(f"wrote {self.out} and {weights.name}")
+        print(f"inputs: images on [0, 1], less {_numbers(mean)}, divided by {_numbers(std)}")
+
+
+def _numbers(values: np.ndarray) -> str:
+    return ", ".join(f"{value:.4f}" for value in values)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predict(Compiling):
+    """Classify image files with a trained network.
+
+    Prints a line for each: the file, then the most probable classes with their probabilities,
+    separated by tabs.
+    """
+
+    checkpoint: tyro.conf.Positional[Path]
+    """Directory of a training."""
+    images: tyro.conf.Positional[tuple[Path, ...]]
+    """Image files."""
+    top: int = 1
+    """How many classes of each."""
+
+    def run(self) -> None:
+        """Classifies and prints."""
+        network = training_run.trained(self.checkpoint)
+        for path, names, probabilities in predict.predict(network, self.images, top=self.top):
+            found = zip(names, probabilities, strict=True)
+            columns = [f"{name}\t{probability:.4f}" for name, probability in found]
+            print("\t".join([path, *columns]))
+
+
+@dataclass(frozen=True)
 class Show:
     """Print or draw a genotype."""
 
@@ -211,7 +391,7 @@ class Show:
         """Writes the genotype in the form that was asked for."""
         content = experiment.show(self.genotype, self.format)
         if self.out is not None:
-            experiment.write(self.out, content, overwrite=self.overwrite)
+            files.write(self.out, content, overwrite=self.overwrite)
         elif self.format == "png":
             raise ValueError("a png needs a file: name one with --out")
         else:
@@ -273,14 +453,20 @@ def main(arguments: list[str] | None = None) -> None:
         _fail("stopped; the same command with --resume goes on where it was", 130)
 
 
-def _command(arguments: list[str]) -> Search | Score | Compare | Rank | Show:
+_Command = Search | Score | Compare | Rank | Train | Export | Predict | Show
+
+
+def _command(arguments: list[str]) -> _Command:
     search = Annotated[Search, tyro.conf.subcommand("search", default=_search_default(arguments))]
     score = Annotated[Score, tyro.conf.subcommand("score")]
     compare = Annotated[Compare, tyro.conf.subcommand("compare")]
     rank = Annotated[Rank, tyro.conf.subcommand("rank")]
+    train = Annotated[Train, tyro.conf.subcommand("train", default=_train_default(arguments))]
+    export_ = Annotated[Export, tyro.conf.subcommand("export")]
+    predict_ = Annotated[Predict, tyro.conf.subcommand("predict")]
     show = Annotated[Show, tyro.conf.subcommand("show")]
     return tyro.cli(
-        search | score | compare | rank | show,
+        search | score | compare | rank | train | export_ | predict_ | show,
         prog="nasi",
         description="Neural architecture search at initialization (NASI), in JAX.",
         args=arguments,
@@ -290,16 +476,39 @@ def _command(arguments: list[str]) -> Search | Score | Compare | Rank | Show:
 
 def _search_default(arguments: list[str]) -> Search:
     """What the flags of `nasi search` default to: when it resumes, the search that it resumes."""
+    given = _given(arguments, Search.out)
+    if given.resume and (given.out / "config.json").exists() and arguments[:1] == ["search"]:
+        return Search(config=experiment.saved_config(given.out))
+    return Search()
+
+
+def _train_default(arguments: list[str]) -> Train:
+    """What the flags of `nasi train` default to: the training that it resumes, or the recipe."""
+    given = _given(arguments, Train.out)
+    first = _first_training(given.out)
+    if given.resume and (first / "config.json").exists() and arguments[:1] == ["train"]:
+        _, config = training_run.saved(first)
+        return Train(config=config)
+    return Train(config=RECIPES.get(given.recipe, TrainConfig()))
+
+
+def _first_training(out: Path) -> Path:
+    """The directory of a training: of several seeds, that of the lowest."""
+    seeds = sorted(out.glob("seed-*"), key=lambda path: (len(path.name), path.name))
+    return seeds[0] if seeds else out
+
+
+def _given(arguments: list[str], out: Path) -> argparse.Namespace:
+    """Those flags that the defaults of the others depend on."""
     flags = argparse.ArgumentParser(add_help=False, exit_on_error=False, allow_abbrev=False)
     flags.add_argument("--resume", action="store_true")
-    flags.add_argument("--out", type=Path, default=Search.out)
+    flags.add_argument("--out", type=Path, default=out)
+    flags.add_argument("--recipe", default=TrainConfig.recipe)
     try:
         known, _ = flags.parse_known_args(arguments)
     except argparse.ArgumentError:
-        return Search()
-    if known.resume and (known.out / "config.json").exists():
-        return Search(config=experiment.saved_config(known.out))
-    return Search()
+        return flags.parse_args([])
+    return known
 
 
 def _program(what: str, config: Config) -> str:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from nasi_jax.types import (
     DEPTHWISE,
@@ -15,6 +15,11 @@ from nasi_jax.types import (
     NORM_MODES,
     PRECISIONS,
 )
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+_C = TypeVar("_C", bound="DataclassInstance")
 
 LABELS = ("true", "random")
 """Where labels come from: the data, or a uniform draw that knows nothing of the data."""
@@ -66,6 +71,14 @@ _KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
         "a list of names",
         lambda value: isinstance(value, tuple) and all(isinstance(name, str) for name in value),
     ),
+    "tuple[float, float, float, float]": (
+        "four numbers from 0 to 1",
+        lambda value: (
+            isinstance(value, tuple)
+            and len(value) == 4
+            and all(type(part) in (int, float) and 0 <= part <= 1 for part in value)
+        ),
+    ),
 }
 """Types of the fields as they are spelt there, in words, and whether a value is one."""
 
@@ -110,6 +123,18 @@ at every step, was chosen on its validation accuracies; see benchmarks/README.md
 to differentiate, which give the same, each space has the one that was faster on CPU or, for DARTS,
 that needs less memory.
 """
+
+_CHOICES: dict[str, tuple[str | None, ...]] = {
+    "variant": tuple(VARIANTS),
+    "labels": LABELS,
+    "constraint_rule": (None, *CONSTRAINT_RULES),
+    "norm": NORM_MODES,
+    "init": INITIALIZERS,
+    "loss": LOSSES,
+    "derivative": (None, *DERIVATIVES),
+    "precision": PRECISIONS,
+    "depthwise": DEPTHWISE,
+}
 
 
 @dataclass(frozen=True)
@@ -185,7 +210,7 @@ class SearchConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _check(self)
+        check(self)
         if self.micro_batches > 1 and self.norm == "batch":
             raise ValueError(
                 "micro_batches must be 1 under norm batch, where the statistics are those of the "
@@ -253,7 +278,7 @@ class ScoreConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _check(self)
+        check(self)
         if self.seed + self.seeds > 2**32:
             raise ValueError(
                 f"seed + seeds must be at most {2**32}, got {self.seed} + {self.seeds}"
@@ -291,55 +316,63 @@ class RankConfig(ScoreConfig):
 
 
 Config = SearchConfig | ScoreConfig
-"""A configuration of one of the commands."""
+"""A configuration of one of the commands that look at networks at initialization."""
 
 
-def _check(config: Config) -> None:
+def check(
+    config: DataclassInstance,
+    choices: Mapping[str, tuple[str | None, ...]] | None = None,
+    ranges: Mapping[str, tuple[float, float]] | None = None,
+) -> None:
+    """Checks every field of a configuration by its type, and by its name where that is known.
+
+    Args:
+      config: a dataclass.
+      choices: the accepted values of further fields.
+      ranges: the least and the largest value of further fields.
+
+    Raises:
+      ValueError: for a value that is not accepted; the message says what is.
+    """
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         kind, _, optional = str(field.type).partition(" | ")
         expected, accepts = _KINDS[kind]
         if not (accepts(value) or (optional and value is None)):
             raise ValueError(f"{field.name} must be {expected}, got {value!r}")
-    choices = {
-        "variant": tuple(VARIANTS),
-        "labels": LABELS,
-        "constraint_rule": (None, *CONSTRAINT_RULES),
-        "norm": NORM_MODES,
-        "init": INITIALIZERS,
-        "loss": LOSSES,
-        "derivative": (None, *DERIVATIVES),
-        "precision": PRECISIONS,
-        "depthwise": DEPTHWISE,
-    }
     names = {field.name for field in dataclasses.fields(config)}
-    for name, known in choices.items():
+    for name, known in (_CHOICES | dict(choices or {})).items():
         if name in names and (value := getattr(config, name)) not in known:
             options = ", ".join(filter(None, known))
             raise ValueError(f"unknown {name} {value!r}; known: {options}")
-    for name, (least, most) in _RANGES.items():
+    for name, (least, most) in (_RANGES | dict(ranges or {})).items():
         value = getattr(config, name) if name in names else None
         # Written so that NaN is refused.
         if value is not None and not least <= value <= most:
             raise ValueError(f"{name} must be from {least} to {most}, got {value}")
 
 
-def to_dict(config: Config) -> dict[str, Any]:
+def to_dict(config: DataclassInstance) -> dict[str, Any]:
     """The JSON form: every field by its name."""
     return dataclasses.asdict(config)
 
 
-def from_dict(values: Any) -> SearchConfig:
-    """Reads the JSON form of a search's configuration.
+def from_dict(values: Any, kind: type[_C]) -> _C:
+    """Reads the JSON form of a configuration.
+
+    Args:
+      values: an object, as `to_dict` gives it.
+      kind: the class of the configuration.
 
     Raises:
       ValueError: for an unknown field or a value that is not accepted.
     """
     if not isinstance(values, dict):
         raise ValueError(f"a configuration is an object of settings, got {type(values).__name__}")
-    known = {field.name for field in dataclasses.fields(SearchConfig)}
+    known = {field.name for field in dataclasses.fields(kind)}
     unknown = sorted(set(values) - known)
     if unknown:
         raise ValueError(f"unknown setting {', '.join(unknown)}; known: {', '.join(sorted(known))}")
-    ops = values.get("ops")
-    return SearchConfig(**{**values, "ops": tuple(ops) if isinstance(ops, list) else ops})
+    # JSON has no tuples.
+    fields = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+    return kind(**fields)

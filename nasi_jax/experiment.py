@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
-import fcntl
 import functools
-import importlib.metadata
 import io
 import json
 import math
 import os
-import platform
-import shutil
-import textwrap
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -25,7 +19,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from nasi_jax import config as configuration
-from nasi_jax import data, files, plot
+from nasi_jax import data, directory, files, plot
 from nasi_jax import search as nasi_search
 from nasi_jax.cells import (
     AnyGenotype,
@@ -70,7 +64,6 @@ FILES = (
 OnProgress = Callable[[str, int, Run | None], None]
 """Called with what is going on, the number of steps in all, and the run so far."""
 
-_PACKAGES = ("nasi-jax", "jax", "jaxlib", "flax", "optax", "numpy")
 _SECONDS_BETWEEN_CHECKPOINTS = 5.0
 
 
@@ -181,7 +174,17 @@ def search(
         return dataset.batch(data_key, step, batch_size)
 
     batches(0)
-    with _claimed(out), _checkpoints(out, config, resume, overwrite) as checkpoints:
+    with (
+        directory.claimed(out, "search"),
+        directory.checkpoints(
+            out,
+            "search",
+            configuration.to_dict(config),
+            FILES,
+            resume=resume,
+            overwrite=overwrite,
+        ) as checkpoints,
+    ):
         start = _restored(checkpoints, jax.eval_shape(algorithm.init, search_key, batches(0)))
         saved = time.monotonic()
 
@@ -223,61 +226,8 @@ def _restored(checkpoints: ocp.CheckpointManager, state: SearchState) -> Run | N
     update: Any = {name: steps_of(leaf.shape) for name, leaf in state.alpha.items()}
     info = SearchInfo(steps_of(()), steps_of(()), steps_of(()), steps_of(()), update)
     like = Run(state, info, np.zeros(done), 0.0)
-    try:
-        run = Run(**checkpoints.restore(done, args=ocp.args.StandardRestore(like._asdict())))
-    except Exception as error:  # a damaged checkpoint fails in many ways
-        raise ValueError(
-            f"cannot read the checkpoint {checkpoints.directory / str(done)}, start again with "
-            f"--overwrite: {textwrap.shorten(str(error), 160)}"
-        ) from error
-    # By way of the host: tied to a device, as orbax has it, the state would compile another step.
-    run = jax.device_get(run)
+    run = Run(**directory.restored(checkpoints, like._asdict()))
     return run._replace(state=jax.device_put(run.state))
-
-
-@contextlib.contextmanager
-def _claimed(out: Path) -> Iterator[None]:
-    """Keeps other processes out of a directory, which is made if it is not there.
-
-    The lock goes with the process, so a killed one leaves nothing behind that is in the way.
-    """
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        lock = (out / ".lock").open("a")
-    except OSError as error:
-        raise ValueError(f"cannot use {out} as a directory: {error.strerror}") from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ValueError(f"the directory {out} is in use by another search") from error
-        yield
-
-
-@contextlib.contextmanager
-def _checkpoints(
-    out: Path, config: SearchConfig, resume: bool, overwrite: bool
-) -> Iterator[ocp.CheckpointManager]:
-    """The checkpoints of this very configuration in a directory that may be written to."""
-    present = [name for name in FILES if (out / name).exists()]
-    if overwrite:
-        for name in present:
-            path = out / name
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
-    elif present and not resume:
-        raise ValueError(
-            f"the directory {out} holds a search already ({present[0]}): continue it with "
-            "--resume, replace it with --overwrite, or name another directory"
-        )
-    elif present:
-        _check_same(saved_config(out), config)
-    files.write_bytes(out / "config.json", json_text(configuration.to_dict(config)).encode())
-    options = ocp.CheckpointManagerOptions(
-        max_to_keep=1, enable_async_checkpointing=False, cleanup_tmp_directories=True
-    )
-    manager = ocp.CheckpointManager((out / "checkpoint").absolute(), options=options)
-    with contextlib.closing(manager):
-        yield manager
 
 
 def saved_config(out: Path) -> SearchConfig:
@@ -286,29 +236,18 @@ def saved_config(out: Path) -> SearchConfig:
     Raises:
       ValueError: if the directory holds none, or it cannot be read.
     """
-    path = out / "config.json"
+    fields = directory.saved_settings(out, "search")
     try:
-        fields = json.loads(path.read_text())
-        config = configuration.from_dict(fields)
+        config = configuration.from_dict(fields, SearchConfig)
         if missing := sorted(configuration.to_dict(config).keys() - fields.keys()):
             raise ValueError(
                 f"it has no {', '.join(missing)}, so another version wrote it; start again with "
                 "--overwrite"
             )
-        return config
-    except OSError as error:
-        raise ValueError(f"no search to resume: cannot read {path}") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
+        path = out / "config.json"
         raise ValueError(f"{path} is not the configuration of a search: {error}") from error
-
-
-def _check_same(saved: SearchConfig, config: SearchConfig) -> None:
-    given, kept = configuration.to_dict(config), configuration.to_dict(saved.resolved())
-    differences = [
-        f"{name} {kept[name]} not {given[name]}" for name in given if given[name] != kept[name]
-    ]
-    if differences:
-        raise ValueError(f"the search to resume has {', '.join(differences)}")
+    return config
 
 
 def _result(
@@ -343,23 +282,12 @@ def _result(
             "compile": run.compile_seconds,
             "search": float(np.sum(run.step_seconds)),
         },
-        **provenance(),
+        **directory.provenance(),
     }
     if isinstance(genotype, Nasbench101Genotype):
         result["pruned"] = genotype_to_dict(genotype.prune())
         result["module_hash"] = genotype.module_hash()
     return result
-
-
-def provenance() -> dict[str, Any]:
-    """The device and the versions that a result was made with."""
-    return {
-        "device": f"{jax.devices()[0].platform}: {jax.devices()[0].device_kind}",
-        "versions": {
-            "python": platform.python_version(),
-            **{name: importlib.metadata.version(name) for name in _PACKAGES},
-        },
-    }
 
 
 def _finite(value: float) -> float | None:
@@ -387,7 +315,7 @@ def _write(out: Path, space: SearchSpace, result: dict[str, Any], run: Run) -> N
     }
     plot.save(plot.draw_history(history, title=title), out / "history.png")
     files.write_bytes(out / "history.csv", _history(space, run).encode())
-    files.write_bytes(out / "result.json", json_text(result).encode())
+    files.write_bytes(out / "result.json", files.json_text(result).encode())
 
 
 def _history(space: SearchSpace, run: Run) -> str:
@@ -417,15 +345,20 @@ def show(text_or_file: str, form: str) -> bytes:
     Raises:
       ValueError: if there is no genotype in it, or for another form.
     """
-    genotype = _read_genotype(text_or_file)
+    genotype = read_genotype(text_or_file)
     if form == "text":
         return (genotype.to_text() + "\n").encode()
     if form == "json":
-        return json_text(genotype_to_dict(genotype)).encode()
+        return files.json_text(genotype_to_dict(genotype)).encode()
     return plot.render(plot.draw_genotype(genotype), form)
 
 
-def _read_genotype(text_or_file: str) -> AnyGenotype:
+def read_genotype(text_or_file: str) -> AnyGenotype:
+    """A genotype as text or JSON, or that of a file; see `show`.
+
+    Raises:
+      ValueError: if there is no genotype in it.
+    """
     if not os.path.exists(text_or_file):
         try:
             return parse_genotype(text_or_file)
@@ -442,22 +375,3 @@ def _read_genotype(text_or_file: str) -> AnyGenotype:
     if isinstance(fields, dict) and "genotype" in fields:
         fields = fields["genotype"]
     return genotype_from_dict(fields)
-
-
-def write(path: Path, content: bytes, *, overwrite: bool) -> None:
-    """Writes a file, whole or not at all.
-
-    Raises:
-      ValueError: if the file is there and `overwrite` is not set, or it cannot be written.
-    """
-    if path.exists() and not overwrite:
-        raise ValueError(f"{path} is there already: replace it with --overwrite")
-    try:
-        files.write_bytes(path, content)
-    except OSError as error:
-        raise ValueError(f"cannot write {path}: {error.strerror}") from error
-
-
-def json_text(content: Any) -> str:
-    """An object as the text of a JSON file."""
-    return json.dumps(content, indent=2, allow_nan=False) + "\n"

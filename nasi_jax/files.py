@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import uuid
 from pathlib import Path
+from typing import Any
 
 
 def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
@@ -23,3 +25,22 @@ def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write(path: Path, content: bytes, *, overwrite: bool) -> None:
+    """Writes a file that is not there yet.
+
+    Raises:
+      ValueError: if the file is there and `overwrite` is not set, or it cannot be written.
+    """
+    if path.exists() and not overwrite:
+        raise ValueError(f"{path} is there already: replace it with --overwrite")
+    try:
+        write_bytes(path, content)
+    except OSError as error:
+        raise ValueError(f"cannot write {path}: {error.strerror}") from error
+
+
+def json_text(content: Any) -> str:
+    """An object as the text of a JSON file."""
+    return json.dumps(content, indent=2, allow_nan=False) + "\n"

@@ -201,6 +201,32 @@ def draw_history(history: Mapping[str, np.ndarray], *, title: str | None = None)
     return figure
 
 
+def draw_curves(metrics: Mapping[str, np.ndarray], *, title: str | None = None) -> Figure:
+    """Draws how the loss and the accuracy of a network ran while it was trained.
+
+    Args:
+      metrics: arrays `[epochs]`: `epoch`, and `loss` and `accuracy` (in percent) with `train_` and
+        with `test_` before it.
+      title: a heading.
+
+    Returns:
+      A figure of two axes.
+    """
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    panels = figure.subplots(1, 2)
+    for axes, name, unit in zip(panels, ("loss", "accuracy"), ("", " in %"), strict=True):
+        for part, color in (("train", "#9ebcda"), ("test", "#08519c")):
+            values = metrics[f"{part}_{name}"]
+            axes.plot(metrics["epoch"], values, ".-", label=part, color=color, markersize=4)
+        axes.set(xlabel="epoch", ylabel=name + unit)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(alpha=0.3)
+        axes.legend(frameon=False)
+    if title:
+        figure.suptitle(title, parse_math=False)
+    return figure
+
+
 def draw_scatter(
     truth: tuple[str, np.ndarray], scores: dict[str, np.ndarray], titles: dict[str, str]
 ) -> Figure:

@@ -20,7 +20,9 @@ from nasi_jax import config as configuration
 from nasi_jax import files
 from nasi_jax.cells import parse_genotype
 from nasi_jax.config import ScoreConfig
-from nasi_jax.experiment import dataset_of, json_text, provenance, space_of
+from nasi_jax.directory import provenance
+from nasi_jax.experiment import dataset_of, space_of
+from nasi_jax.files import json_text
 from nasi_jax.kernels import PER_EXAMPLE, PROXIES, WITHOUT_NORM
 from nasi_jax.search import close_over, init_params
 from nasi_jax.types import Alpha, Batch, Initializer, NormMode, Params, ProxyFn, SearchSpace

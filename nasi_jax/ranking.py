@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from nasi_jax import files, plot, tables
 from nasi_jax.config import RankConfig, ScoreConfig
 from nasi_jax.correlation import Correlation, correlations
-from nasi_jax.experiment import json_text
+from nasi_jax.files import json_text
 from nasi_jax.kernels.neural_tangents import neural_tangents_ntk
 from nasi_jax.population import (
     OnProgress,

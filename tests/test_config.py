@@ -50,25 +50,25 @@ def test_every_field_has_a_value_of_its_own_here():
 
 @pytest.mark.parametrize("config", [SearchConfig(), SearchConfig(**EXPLICIT)])
 def test_json_round_trip(config):
-    assert from_dict(json.loads(json.dumps(to_dict(config)))) == config
+    assert from_dict(json.loads(json.dumps(to_dict(config))), SearchConfig) == config
 
 
 @pytest.mark.parametrize("space", SEARCH_SPACES)
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_json_round_trip_of_resolved(space, variant):
     config = SearchConfig(space=space, variant=variant).resolved()
-    assert from_dict(json.loads(json.dumps(to_dict(config)))) == config
+    assert from_dict(json.loads(json.dumps(to_dict(config))), SearchConfig) == config
     assert config.resolved() == config
 
 
 def test_a_missing_field_takes_its_default():
-    assert from_dict({}) == SearchConfig()
-    assert from_dict({"seed": 3}) == SearchConfig(seed=3)
+    assert from_dict({}, SearchConfig) == SearchConfig()
+    assert from_dict({"seed": 3}, SearchConfig) == SearchConfig(seed=3)
 
 
 def test_unknown_settings_are_refused_with_the_known_ones():
     with pytest.raises(ValueError) as caught:
-        from_dict({"step": 3, "seed": 0, "Seed": 1})
+        from_dict({"step": 3, "seed": 0, "Seed": 1}, SearchConfig)
     message = str(caught.value)
     assert message.startswith("unknown setting Seed, step; known: ")
     assert message.partition("known: ")[2].split(", ") == sorted(FIELDS)
@@ -77,7 +77,7 @@ def test_unknown_settings_are_refused_with_the_known_ones():
 @pytest.mark.parametrize("values", [[], None, "seed", 3, [["seed", 0]]])
 def test_only_an_object_is_a_configuration(values):
     with pytest.raises(ValueError, match="object of settings, got"):
-        from_dict(values)
+        from_dict(values, SearchConfig)
 
 
 WRONG_TYPES = {
@@ -115,7 +115,7 @@ WRONG_TYPES = {
 )
 def test_wrong_types_are_refused(field, expected, value):
     with pytest.raises(ValueError) as caught:
-        from_dict({field: value})
+        from_dict({field: value}, SearchConfig)
     message = str(caught.value)
     assert message.startswith(f"{field} must be {expected}, got ")
     assert "\n" not in message

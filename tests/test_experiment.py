@@ -128,7 +128,7 @@ def test_the_result_says_what_was_searched_and_how(finished):
     result = json.loads((out / "result.json").read_text())
     assert result == json.loads(json.dumps(returned))
     assert result["space"] == "nasbench201"
-    assert from_dict(result["config"]) == tiny.CONFIG.resolved()
+    assert from_dict(result["config"], SearchConfig) == tiny.CONFIG.resolved()
     assert json.loads((out / "config.json").read_text()) == result["config"]
     assert (result["seed"], result["norm"], result["num_classes"]) == (2, "none", 10)
     assert genotype_from_dict(result["genotype"]).to_text() == result["text"]
@@ -484,8 +484,8 @@ def test_wrong_settings_remove_nothing(copy):
 HOLD = """
 import sys
 from pathlib import Path
-from nasi_jax import experiment
-with experiment._claimed(Path(sys.argv[1])):
+from nasi_jax import directory
+with directory.claimed(Path(sys.argv[1]), "search"):
     print("held", flush=True)
     sys.stdin.read()
 """

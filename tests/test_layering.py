@@ -10,9 +10,12 @@ PACKAGE = Path(__file__).parent.parent / "nasi_jax"
 ALLOWED = {
     "types": set(),
     "files": set(),
+    "directory": {"files"},
+    "augment": set(),
     "cache": set(),
     "conv": {"types"},
     "config": {"types"},
+    "recipe": {"types", "config"},
     "kernels": {"types", "conv"},
     "cells": {"types", "conv"},
     "search": {"types", "config", "kernels"},
@@ -20,13 +23,24 @@ ALLOWED = {
     "plot": {"types", "config", "cells", "files"},
     "tables": {"cells", "files"},
     "correlation": set(),
-    "experiment": {"types", "files", "config", "kernels", "cells", "search", "data", "plot"},
-    "population": {"types", "files", "config", "kernels", "cells", "search", "experiment"},
+    "experiment": {
+        *("types", "files", "directory", "config", "kernels", "cells", "search", "data", "plot"),
+    },
+    "population": {
+        *("types", "files", "directory", "config", "kernels", "cells", "search", "experiment"),
+    },
     "ranking": {
         *("types", "files", "config", "kernels", "plot"),
         *("correlation", "tables", "experiment", "population"),
     },
-    "cli": {"config", "search", "cache", "correlation", "experiment", "population", "ranking"},
+    "export": {"types", "config", "cells"},
+    "train": {"types", "recipe", "kernels", "cells", "augment"},
+    "training_run": {"files", "directory", "config", "recipe", "cells", "data", "plot", "train"},
+    "predict": {"data", "train", "training_run"},
+    "cli": {
+        *("files", "config", "search", "cache", "correlation", "experiment", "population"),
+        *("ranking", "recipe", "export", "training_run", "predict"),
+    },
 }
 """What each room may import from the package, besides itself."""
 

@@ -1,0 +1,83 @@
+"""A trained network's classes of image files."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image
+
+from nasi_jax import data
+from nasi_jax.train import prepared
+from nasi_jax.training_run import Trained, stored_size
+
+_AT_ONCE = 64
+
+
+class Prediction(NamedTuple):
+    """What a network says of an image: the classes of highest probability, and these."""
+
+    path: str
+    class_names: tuple[str, ...]
+    probabilities: tuple[float, ...]
+
+
+def predict(
+    trained: Trained, paths: Sequence[str | os.PathLike[str]], *, top: int = 1
+) -> list[Prediction]:
+    """Classes of image files by a trained network, with softmax probabilities.
+
+    Images are brought to the size that the network was tested at, whatever their own.
+
+    Args:
+      trained: the network; see `nasi_jax.training_run.trained`.
+      paths: files in any form that Pillow reads, in colour or grey.
+      top: how many classes of each, the most probable first.
+
+    Raises:
+      ValueError: if there is no file, one cannot be read as an image, or `top` is out of range.
+    """
+    images, names = trained.images, trained.class_names
+    if not paths:
+        raise ValueError("name at least one image file")
+    if not 1 <= top <= images.num_classes:
+        raise ValueError(f"top must be from 1 to {images.num_classes}, the classes, got {top}")
+    size = stored_size(trained.config)
+    raw = np.stack([_read(Path(path), size) for path in paths]) * (images.scale / 255)
+
+    @jax.jit
+    def probabilities(raw: jax.Array) -> jax.Array:
+        inputs = prepared(raw, trained.config, images)
+        return jax.nn.softmax(cast(jax.Array, trained.network.apply(trained.variables, inputs)))
+
+    predictions = []
+    for start in range(0, len(paths), _AT_ONCE):
+        part = raw[start : start + _AT_ONCE]
+        rest = min(_AT_ONCE, len(raw)) - len(part)
+        padded = np.pad(part, ((0, rest), (0, 0), (0, 0), (0, 0)))
+        found = np.asarray(probabilities(jnp.asarray(padded)))[: len(part)]
+        for path, row in zip(paths[start : start + _AT_ONCE], found, strict=True):
+            best = np.argsort(-row, kind="stable")[:top]
+            predictions.append(
+                Prediction(
+                    str(path),
+                    tuple(names[index] for index in best),
+                    tuple(float(row[index]) for index in best),
+                )
+            )
+    return predictions
+
+
+def _read(path: Path, size: int) -> np.ndarray:
+    """An image file as `[size, size, 3]`, from 0 to 255."""
+    try:
+        with Image.open(path) as image:
+            pixels = np.asarray(image.convert("RGB"))
+    except (OSError, ValueError, Image.DecompressionBombError) as error:
+        raise ValueError(f"cannot read {path} as an image: {error}") from error
+    return data.resize(pixels, size).astype(np.float32)

@@ -1,0 +1,324 @@
+"""A genotype's network trained from scratch, as pure functions: `init`, `step`, `evaluate`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, cast
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from nasi_jax import augment
+from nasi_jax.cells import (
+    AnyGenotype,
+    DartsGenotype,
+    Nasbench101Genotype,
+    Nasbench201Genotype,
+    search_space,
+)
+from nasi_jax.kernels import multiply_adds
+from nasi_jax.recipe import TrainConfig
+from nasi_jax.types import DropPath
+
+_STATISTICS_MOMENTUM = 0.9
+_CROP_MARGIN = 4
+
+_SPACES: dict[type, str] = {
+    DartsGenotype: "darts",
+    Nasbench201Genotype: "nasbench201",
+    # Any of the three: the network is that of NAS-Bench-101.
+    Nasbench101Genotype: "nasbench1shot1-1",
+}
+
+
+class Images(NamedTuple):
+    """What a training has to know of its images.
+
+    Attributes:
+      num_classes: number of classes.
+      num_examples: how many there are to train on.
+      scale: what raw images are divided by to lie on [0, 1].
+      mean: of the channels of raw images, `[C]` or `[1]`.
+      std: their standard deviation, like `mean`.
+    """
+
+    num_classes: int
+    num_examples: int
+    scale: float
+    mean: np.ndarray
+    std: np.ndarray
+
+
+class TrainState(NamedTuple):
+    """Where a training stands.
+
+    Attributes:
+      params: the network's parameters.
+      batch_stats: running means of the statistics of its normalisation.
+      opt_state: the optimizer's state.
+      step: steps done, int32.
+    """
+
+    params: Any
+    batch_stats: Any
+    opt_state: optax.OptState
+    step: jax.Array
+
+
+class Score(NamedTuple):
+    """Sums over examples: of the cross-entropy, and of those that are classified correctly."""
+
+    loss: jax.Array
+    num_correct: jax.Array
+
+
+class Training(NamedTuple):
+    """A training as pure functions, which a caller may jit, and call in a loop of their own.
+
+    Attributes:
+      network: the network, in norm mode `running`.
+      init: `key -> TrainState`.
+      step: `(key, state, images, labels) -> (TrainState, Score)`, of raw images `[B, H, W, C]` and
+        labels `[B]`, with the same key at every step. The score is that of the main head on the
+        batch before the step, with label smoothing in the loss.
+      evaluate: `(state, images, labels, weights) -> Score`, each example times its weight.
+    """
+
+    network: nn.Module
+    init: Callable[[jax.Array], TrainState]
+    step: Callable[[jax.Array, TrainState, jax.Array, jax.Array], tuple[TrainState, Score]]
+    evaluate: Callable[[TrainState, jax.Array, jax.Array, jax.Array], Score]
+
+
+def training(genotype: AnyGenotype, config: TrainConfig, images: Images) -> Training:
+    """How a network is trained by a recipe.
+
+    A step augments the images, takes the gradient of the cross-entropy (of the auxiliary head too,
+    times its weight), clips it, adds the weight decay, and moves the parameters by stochastic
+    gradient descent with momentum. Batch statistics are differentiated through.
+
+    Args:
+      genotype: what to train.
+      config: how.
+      images: on what.
+
+    Raises:
+      ValueError: for a setting that the network does not have, or a batch of more examples than
+        there are.
+    """
+    if config.batch_size > images.num_examples:
+        raise ValueError(
+            f"batch_size must be at most {images.num_examples}, the examples to train on, "
+            f"got {config.batch_size}"
+        )
+    steps_per_epoch = images.num_examples // config.batch_size
+    network = network_of(genotype, config, images.num_classes)
+    optimizer = optimizer_of(config, steps_per_epoch)
+
+    def init(key: jax.Array) -> TrainState:
+        shape = (config.norm_group or 1, config.image_size, config.image_size, 3)
+        variables = network.init(key, jnp.zeros(shape))
+        params = variables["params"]
+        stats = jax.tree.map_with_path(
+            lambda path, leaf: jnp.full_like(leaf, path[-1].key == "variance"),
+            variables.get("batch_stats", {}),
+        )
+        return TrainState(params, stats, optimizer.init(params), jnp.zeros((), jnp.int32))
+
+    def loss_of(
+        params: Any, stats: Any, part: _Part, rate: jax.Array
+    ) -> tuple[jax.Array, tuple[Any, Score]]:
+        drop_path = (DropPath(rate, part.keys),) if config.drop_path else ()
+        applied = network.apply(
+            {"params": params, "batch_stats": stats},
+            part.inputs,
+            *drop_path,
+            mutable=["batch_stats", "auxiliary"],
+        )
+        logits, updates = cast("tuple[jax.Array, Any]", applied)
+        targets = optax.smooth_labels(
+            jax.nn.one_hot(part.labels, images.num_classes), config.label_smoothing
+        )
+        losses = optax.softmax_cross_entropy(logits, targets)
+        loss = jnp.mean(losses)
+        if config.auxiliary_weight:
+            (auxiliary,) = updates["auxiliary"]["logits"]
+            others = optax.softmax_cross_entropy(auxiliary, targets)
+            loss += config.auxiliary_weight * jnp.mean(others)
+        score = Score(jnp.sum(losses), jnp.sum(jnp.argmax(logits, axis=-1) == part.labels))
+        return loss, (updates.get("batch_stats", {}), score)
+
+    def step(
+        key: jax.Array, state: TrainState, raw: jax.Array, labels: jax.Array
+    ) -> tuple[TrainState, Score]:
+        augment_key, path_key = jax.random.split(jax.random.fold_in(key, state.step))
+        inputs = _normalised(_augmented(augment_key, _unit(raw, images), config, images), images)
+        batch = _Part(inputs, labels, jax.random.split(path_key, len(labels)))
+        rate = config.drop_path * (state.step // steps_per_epoch) / config.epochs
+        gradient = jax.grad(loss_of, has_aux=True)
+
+        def of_part(part: _Part) -> Any:
+            return gradient(state.params, state.batch_stats, part, rate)
+
+        grads, (stats, score) = _mean_over_parts(of_part, batch, config.micro_batches)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        running = optax.incremental_update(stats, state.batch_stats, 1 - _STATISTICS_MOMENTUM)
+        return TrainState(params, running, opt_state, state.step + 1), score
+
+    def evaluate(state: TrainState, raw: jax.Array, labels: jax.Array, weights: jax.Array) -> Score:
+        variables = {"params": state.params, "batch_stats": state.batch_stats}
+        logits = cast(jax.Array, network.apply(variables, prepared(raw, config, images)))
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+        correct = jnp.argmax(logits, axis=-1) == labels
+        return Score(jnp.sum(weights * losses), jnp.sum(weights * correct))
+
+    return Training(network, init, step, evaluate)
+
+
+def prepared(raw: jax.Array, config: TrainConfig, images: Images) -> jax.Array:
+    """Raw images `[B, H, W, C]` as a network is tested on them: their middle, normalised."""
+    start = (raw.shape[1] - config.image_size) // 2
+    window = slice(start, start + config.image_size)
+    return _normalised(_unit(raw[:, window, window], images), images)
+
+
+def network_of(genotype: AnyGenotype, config: TrainConfig, num_classes: int) -> nn.Module:
+    """The network that a configuration trains, in norm mode `running`.
+
+    Raises:
+      ValueError: for a setting that it does not have.
+    """
+    name = _SPACES[type(genotype)]
+    only_darts = {
+        "auxiliary_weight": config.auxiliary_weight or None,
+        "drop_path": config.drop_path or None,
+        "stem": None if config.stem == "cifar" else config.stem,
+    }
+    given = [f"{field} {value}" for field, value in only_darts.items() if value is not None]
+    if given and name != "darts":
+        raise ValueError(
+            f"only networks of darts have {', '.join(only_darts)}, got {', '.join(given)} for one "
+            "of NAS-Bench: use the recipe quick or nasbench201"
+        )
+    if config.image_size % 4 or config.image_size < 8:
+        raise ValueError(
+            f"image_size must be at least 8 and a multiple of 4, got {config.image_size}"
+        )
+    space = search_space(name, init_channels=config.init_channels, num_cells=config.num_cells)
+    darts = {"stem": config.stem, "auxiliary": config.auxiliary_weight > 0}
+    network = cast(Any, space).network(
+        genotype,
+        num_classes,
+        norm="running",
+        init=config.init,
+        dtype=jnp.bfloat16 if config.precision == "bfloat16" else None,
+        depthwise=config.depthwise,
+        norm_group=config.norm_group,
+        remat=config.remat,
+        **(darts if name == "darts" else {}),
+    )
+    return cast(nn.Module, network)
+
+
+def optimizer_of(config: TrainConfig, steps_per_epoch: int) -> optax.GradientTransformation:
+    """Clipping, weight decay of all parameters, and momentum, in the order of PyTorch's SGD."""
+    clip = [optax.clip_by_global_norm(config.clip)] if config.clip else []
+    return optax.chain(
+        *clip,
+        optax.add_decayed_weights(config.weight_decay),
+        optax.sgd(learning_rate_of(config, steps_per_epoch), config.momentum, config.nesterov),
+    )
+
+
+def learning_rate_of(config: TrainConfig, steps_per_epoch: int) -> optax.Schedule:
+    """The learning rate as a function of the step."""
+    warmup = config.warmup_epochs * steps_per_epoch
+    rest = config.epochs * steps_per_epoch - warmup
+    span = config.learning_rate - config.final_learning_rate
+    if config.schedule == "cosine":
+        fall = optax.cosine_decay_schedule(span, rest)
+    else:
+        fall = optax.linear_schedule(span, 0.0, rest)
+    rise = optax.linear_schedule(0.0, config.learning_rate, warmup)
+    return optax.join_schedules(
+        [rise, lambda step: config.final_learning_rate + fall(step)], [warmup]
+    )
+
+
+def size_of(network: nn.Module, state: TrainState, image_size: int) -> dict[str, int]:
+    """Parameters without the auxiliary head's, and multiply-adds of one image's forward pass.
+
+    As the field counts them: see `nasi_jax.kernels.multiply_adds` for the latter.
+
+    Args:
+      network: the network.
+      state: its parameters and statistics, or their shapes.
+      image_size: height and width of the image.
+    """
+    layers = {name: leaf for name, leaf in state.params.items() if name != "auxiliary_head"}
+
+    def apply(variables: Any, inputs: jax.Array) -> jax.Array:
+        return cast(jax.Array, network.apply(variables, inputs))
+
+    inputs = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
+    variables = {"params": layers, "batch_stats": state.batch_stats}
+    return {
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(layers)),
+        "multiply_adds": multiply_adds(apply, variables, inputs),
+    }
+
+
+class _Part(NamedTuple):
+    inputs: jax.Array
+    labels: jax.Array
+    keys: jax.Array
+
+
+_Result = tuple[Any, tuple[Any, Score]]
+"""Gradients, and statistics and the score."""
+
+
+def _mean_over_parts(fn: Callable[[_Part], _Result], batch: _Part, num_parts: int) -> _Result:
+    """Gradients and statistics as means over equal parts of the batch, scores as sums."""
+    if num_parts == 1:
+        return fn(batch)
+    parts = jax.tree.map(lambda leaf: leaf.reshape(num_parts, -1, *leaf.shape[1:]), batch)
+
+    def add(total: _Result, part: _Part) -> tuple[_Result, None]:
+        return jax.tree.map(jnp.add, total, fn(part)), None
+
+    shapes = jax.eval_shape(fn, jax.tree.map(lambda leaf: leaf[0], parts))
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    (grads, (stats, score)), _ = jax.lax.scan(add, zeros, parts)
+    grads, stats = jax.tree.map(lambda leaf: leaf / num_parts, (grads, stats))
+    return grads, (stats, score)
+
+
+def _augmented(key: jax.Array, inputs: jax.Array, config: TrainConfig, images: Images) -> jax.Array:
+    """Images on [0, 1], augmented as the recipe has it."""
+    crop_key, flip_key, jitter_key, cutout_key = jax.random.split(key, 4)
+    if config.crop == "pad":
+        inputs = augment.pad_crop(crop_key, inputs, _CROP_MARGIN)
+    elif config.crop == "resized":
+        inputs = augment.random_resized_crop(crop_key, inputs, config.image_size)
+    if config.flip:
+        inputs = augment.flip(flip_key, inputs)
+    if any(config.jitter):
+        inputs = augment.color_jitter(jitter_key, inputs, *config.jitter)
+    if config.cutout:
+        mean = jnp.asarray(images.mean / images.scale, jnp.float32)
+        inputs = augment.cutout(cutout_key, inputs, config.cutout, mean)
+    return inputs
+
+
+def _unit(raw: jax.Array, images: Images) -> jax.Array:
+    return raw.astype(jnp.float32) / images.scale
+
+
+def _normalised(inputs: jax.Array, images: Images) -> jax.Array:
+    mean, std = (jnp.asarray(part / images.scale) for part in (images.mean, images.std))
+    return (inputs - mean.reshape(1, 1, 1, -1)) / std.reshape(1, 1, 1, -1)

@@ -1,0 +1,521 @@
+"""A training from its configuration to a directory of results, which a killed run can resume."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import numpy as np
+import optax
+import orbax.checkpoint as ocp
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from nasi_jax import config as configuration
+from nasi_jax import data, directory, files, plot
+from nasi_jax.cells import (
+    AnyGenotype,
+    Nasbench101Genotype,
+    genotype_to_dict,
+    parse_genotype,
+)
+from nasi_jax.recipe import TrainConfig
+from nasi_jax.train import (
+    Images,
+    Score,
+    Training,
+    TrainState,
+    learning_rate_of,
+    size_of,
+    training,
+)
+
+FILES = (
+    "config.json",
+    "data.json",
+    "summary.json",
+    "metrics.csv",
+    "curves.png",
+    "checkpoint",
+)
+"""What a training writes into its directory, and all that `overwrite` removes from it."""
+
+COLUMNS = (
+    "epoch",
+    "learning_rate",
+    "train_loss",
+    "train_accuracy",
+    "test_loss",
+    "test_accuracy",
+    "images_per_second",
+    "seconds",
+)
+"""The columns of `metrics.csv`: accuracies in percent, seconds of the epoch without its test."""
+
+OnProgress = Callable[[str, int, int, float, str], None]
+"""Called with what is going on, steps in all, steps done, seconds a step, and figures in words."""
+
+_SECONDS_BETWEEN_CHECKPOINTS = 30.0
+
+
+class Trained(NamedTuple):
+    """A network from the directory of its training.
+
+    Attributes:
+      genotype: its genotype.
+      config: how it was trained.
+      images: on what.
+      class_names: names of the classes.
+      network: the network, in norm mode `running`.
+      variables: its parameters and statistics.
+    """
+
+    genotype: AnyGenotype
+    config: TrainConfig
+    images: Images
+    class_names: tuple[str, ...]
+    network: nn.Module
+    variables: dict[str, Any]
+
+
+def train(
+    genotype: AnyGenotype,
+    config: TrainConfig,
+    out: Path,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    on_progress: OnProgress = lambda *_: None,
+) -> dict[str, Any]:
+    """Trains a genotype's network from scratch and writes `FILES` into a directory.
+
+    Batches are shared among all local devices, which see the statistics of the whole batch (or of
+    its groups), so that their number changes the result by rounding only.
+
+    Args:
+      genotype: what to train.
+      config: how.
+      out: the directory, made if it is not there.
+      resume: whether to go on with the training that the directory holds, if it holds one. The
+        result is that of an unbroken one: on one CPU the same, bit for bit.
+      overwrite: whether to remove what an earlier training left in the directory.
+      on_progress: called as the training goes on.
+
+    Returns:
+      What stands in `summary.json`.
+
+    Raises:
+      ValueError: for a wrong configuration, data that cannot be used, or a directory that is in
+        use, or holds another training.
+      FloatingPointError: if the loss or a parameter is not finite; the last checkpoint is kept.
+      OSError: if a file cannot be written; the last checkpoint is kept.
+    """
+    sets = _Sets(config)
+    algorithm = training(genotype, config, sets.images)
+    settings = {"genotype": genotype.to_text(), **configuration.to_dict(config)}
+    with (
+        directory.claimed(out, "training"),
+        directory.checkpoints(
+            out, "training", settings, FILES, resume=resume, overwrite=overwrite
+        ) as checkpoints,
+    ):
+        files.write_bytes(out / "data.json", files.json_text(sets.description()).encode())
+        loop = _Loop(algorithm, config, sets, checkpoints, out, on_progress)
+        loop.run()
+        summary = _summary(genotype, config, algorithm, loop.history)
+        _draw(out, config, loop.history)
+        files.write_bytes(out / "summary.json", files.json_text(summary).encode())
+    return summary
+
+
+def train_seeds(
+    genotype: AnyGenotype,
+    config: TrainConfig,
+    out: Path,
+    seeds: int,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    on_progress: OnProgress = lambda *_: None,
+) -> dict[str, Any]:
+    """Trains from `config.seed` and the seeds after it, each in a directory `seed-N` of its own.
+
+    Args:
+      genotype: as for `train`.
+      config: how to train from the first seed.
+      out: the directory that holds all.
+      seeds: how many, at least 2.
+      resume: as for `train`.
+      overwrite: as for `train`.
+      on_progress: as for `train`.
+
+    Returns:
+      What stands in `summary.json`: mean and standard deviation (of a sample) of the accuracies, in
+      percent, and the summary of each training.
+
+    Raises:
+      ValueError: for a number of seeds out of range, and as `train`, as all that it raises.
+    """
+    if not 2 <= seeds <= 1000:
+        raise ValueError(f"seeds must be from 2 to 1000, got {seeds}")
+    summaries = []
+    for seed in range(config.seed, config.seed + seeds):
+
+        def report(stage: str, *rest: Any, seed: int = seed) -> None:
+            on_progress(f"seed {seed}, {stage}", *rest)
+
+        summaries.append(
+            train(
+                genotype,
+                dataclasses.replace(config, seed=seed),
+                out / f"seed-{seed}",
+                resume=resume,
+                overwrite=overwrite,
+                on_progress=report,
+            )
+        )
+    summary: dict[str, Any] = {"genotype": genotype_to_dict(genotype), "seeds": seeds}
+    for name in ("last_accuracy", "best_accuracy"):
+        accuracies = [each[name] for each in summaries]
+        summary[name] = {
+            "mean": float(np.mean(accuracies)),
+            "standard_deviation": float(np.std(accuracies, ddof=1)),
+            "values": accuracies,
+        }
+    summary["trainings"] = summaries
+    files.write_bytes(out / "summary.json", files.json_text(summary).encode())
+    return summary
+
+
+def trained(out: Path) -> Trained:
+    """The network of the last checkpoint in the directory of a training.
+
+    Raises:
+      ValueError: if the directory holds no checkpoint of a training, or it cannot be read.
+    """
+    genotype, config = saved(out)
+    try:
+        fields = json.loads((out / "data.json").read_text())
+        names = tuple(fields.pop("class_names"))
+        mean, std = (np.array(fields.pop(name), np.float32) for name in ("mean", "std"))
+        images = Images(**fields, mean=mean, std=std)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"cannot read {out / 'data.json'}: {error}") from error
+    algorithm = training(genotype, config, images)
+    with directory.opened(out) as checkpoints:
+        if checkpoints.latest_step() is None:
+            raise ValueError(f"{out} holds no checkpoint yet")
+        progress = _restored(checkpoints, algorithm, images.num_examples // config.batch_size)
+    variables = {"params": progress.state.params, "batch_stats": progress.state.batch_stats}
+    return Trained(genotype, config, images, names, algorithm.network, variables)
+
+
+def saved(out: Path) -> tuple[AnyGenotype, TrainConfig]:
+    """The genotype and the configuration of the training that a directory holds.
+
+    Raises:
+      ValueError: if the directory holds none, or they cannot be read.
+    """
+    fields = directory.saved_settings(out, "training")
+    try:
+        text = fields.pop("genotype")
+        return parse_genotype(text), configuration.from_dict(fields, TrainConfig)
+    except (ValueError, KeyError, AttributeError) as error:
+        path = out / "config.json"
+        raise ValueError(f"{path} is not the configuration of a training: {error}") from error
+
+
+def sizes_of(network: Trained) -> dict[str, Any]:
+    """The sizes of a network that `nasi_jax.export.module_source` takes."""
+    config = network.config
+    if isinstance(network.genotype, Nasbench101Genotype):
+        return {}
+    sizes = {"init_channels": config.init_channels, "num_cells": config.num_cells}
+    return {**sizes, "stem": config.stem}
+
+
+class _Sets:
+    """The images to train on and those to test on."""
+
+    def __init__(self, config: TrainConfig) -> None:
+        def load(split: str) -> data.Dataset:
+            return data.load(
+                config.data,
+                split=split,
+                labels=config.labels,
+                image_size=stored_size(config),
+                seed=config.seed,
+                data_dir=config.data_dir,
+            )
+
+        self.train, self.test = load("train"), load("test")
+        first, _ = self.train.images(np.arange(1))
+        self.dtype = first.dtype
+        self.images = Images(
+            self.train.num_classes,
+            self.train.num_examples,
+            self.train.scale,
+            self.train.mean,
+            self.train.std,
+        )
+
+    def description(self) -> dict[str, Any]:
+        """What a network that was trained on them needs to know of them, as JSON."""
+        fields = self.images._asdict()
+        moments = {name: fields[name].tolist() for name in ("mean", "std")}
+        return {**fields, **moments, "class_names": list(self.train.class_names)}
+
+    def read(self, dataset: data.Dataset, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Raw images and labels, always of one dtype, for which the step is compiled."""
+        images, labels = dataset.images(indices)
+        if images.dtype != self.dtype:  # resized, as others of the set were not
+            images = np.rint(images) if self.dtype == np.uint8 else images
+        return images.astype(self.dtype), labels
+
+
+def stored_size(config: TrainConfig) -> int:
+    """Height and width that images are brought to before they are cropped: 256 for 224."""
+    size = config.image_size
+    return 4 * round(size * 8 / 7 / 4) if config.crop == "resized" else size
+
+
+class _Progress(NamedTuple):
+    """What a checkpoint holds: the state, sums over the epoch so far, rows of metrics."""
+
+    state: TrainState
+    totals: np.ndarray
+    history: np.ndarray
+
+
+class _Loop:
+    """The loop of a training, from where its directory stands."""
+
+    def __init__(
+        self,
+        algorithm: Training,
+        config: TrainConfig,
+        sets: _Sets,
+        checkpoints: ocp.CheckpointManager,
+        out: Path,
+        on_progress: OnProgress,
+    ) -> None:
+        self.algorithm, self.config, self.sets = algorithm, config, sets
+        self.checkpoints, self.out, self.on_progress = checkpoints, out, on_progress
+        self.steps_per_epoch = sets.images.num_examples // config.batch_size
+        self.num_steps = config.epochs * self.steps_per_epoch
+        self.init_key, self.step_key, self.data_key = jax.random.split(
+            jax.random.key(config.seed), 3
+        )
+        devices = jax.local_devices()
+        if config.batch_size % len(devices):
+            raise ValueError(
+                f"batch_size must be a multiple of the {len(devices)} local devices, "
+                f"got {config.batch_size}"
+            )
+        mesh = jax.make_mesh(
+            (len(devices),), ("batch",), axis_types=(AxisType.Auto,), devices=devices
+        )
+        self.replicated = NamedSharding(mesh, PartitionSpec())
+        self.split = NamedSharding(mesh, PartitionSpec("batch"))
+        self.history = np.zeros((0, len(COLUMNS)))
+        self.saved = self.epoch_began = self.step_seconds = 0.0
+
+    def run(self) -> None:
+        """Trains to the end."""
+        self.on_progress("compiling", self.num_steps, 0, 0.0, "")
+        state, totals, self.history = self._start()
+        first = int(state.step)
+        if first == self.num_steps:
+            return
+        state = jax.device_put(state, self.replicated)
+        step, evaluate = self._compiled(state)
+        self.on_progress("compiled", self.num_steps, first, 0.0, "")
+        self.saved = self.epoch_began = time.monotonic()
+        epoch_first = first
+        pending: Score | None = None
+        for done, batch in enumerate(self._batches(first), first + 1):
+            state, score = step(self.step_key, state, *jax.device_put(batch, self.split))
+            # The score of the step before, so that the device has this step to do meanwhile.
+            totals = self._add(totals, pending, done - 1)
+            ends = done % self.steps_per_epoch == 0
+            due = time.monotonic() - self.saved > _SECONDS_BETWEEN_CHECKPOINTS
+            if ends or due:
+                totals, score = self._add(totals, score, done), None
+            if ends:
+                self._end_epoch(state, totals, done - epoch_first, evaluate)
+                totals, epoch_first = np.zeros(2), done
+            if ends or due:
+                self._save(state, totals)
+            if ends:
+                self.epoch_began = time.monotonic()
+            pending = score
+            self._report(done, done - epoch_first, totals)
+
+    def _start(self) -> _Progress:
+        if self.checkpoints.latest_step() is not None:
+            return _restored(self.checkpoints, self.algorithm, self.steps_per_epoch)
+        state = jax.jit(self.algorithm.init)(self.init_key)
+        return _Progress(state, np.zeros(2), self.history)
+
+    def _compiled(self, state: TrainState) -> tuple[Any, Any]:
+        images, labels = jax.device_put(self._batch(0), self.split)
+        weights = jax.device_put(np.ones(len(labels), np.float32), self.split)
+        step = jax.jit(self.algorithm.step, donate_argnums=1, out_shardings=self.replicated).lower(
+            self.step_key, state, images, labels
+        )
+        evaluate = jax.jit(self.algorithm.evaluate, out_shardings=self.replicated).lower(
+            state, images, labels, weights
+        )
+        return step.compile(), evaluate.compile()
+
+    def _batch(self, step: int) -> tuple[np.ndarray, np.ndarray]:
+        train = self.sets.train
+        return self.sets.read(train, train.indices(self.data_key, step, self.config.batch_size))
+
+    def _batches(self, first: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """The batches from a step on, read ahead in other threads."""
+        # Inside the method: it takes most of a second to import.
+        import grain
+
+        threads = min(16, os.cpu_count() or 1)
+        options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
+        steps = grain.MapDataset.range(first, self.num_steps)
+        return iter(steps.map(self._batch).to_iter_dataset(options))
+
+    def _add(self, totals: np.ndarray, score: Score | None, index: int) -> np.ndarray:
+        """The sums over the epoch with a step's."""
+        if score is None:
+            return totals
+        if not math.isfinite(float(score.loss)):
+            self._fail(f"the loss is {float(score.loss)} at step {index + 1}")
+        return totals + np.array([float(score.loss), float(score.num_correct)])
+
+    def _fail(self, what: str) -> None:
+        kept = self.checkpoints.latest_step()
+        raise FloatingPointError(
+            f"{what} of {self.num_steps}; a lower learning_rate may help; "
+            + (f"the checkpoint of step {kept} is kept" if kept else "there is no checkpoint yet")
+        )
+
+    def _end_epoch(
+        self, state: TrainState, totals: np.ndarray, num_steps: int, evaluate: Any
+    ) -> None:
+        """Adds a row to the metrics; `num_steps` of the epoch's steps were done here."""
+        size = self.config.batch_size
+        trained = self.steps_per_epoch * size
+        rate = num_steps * size / (time.monotonic() - self.epoch_began)
+        epoch = len(self.history) + 1
+        learning_rate = learning_rate_of(self.config, self.steps_per_epoch)
+        test_loss, test_accuracy = self._tested(state, evaluate)
+        row = (
+            epoch,
+            float(learning_rate(epoch * self.steps_per_epoch - 1)),
+            totals[0] / trained,
+            100 * totals[1] / trained,
+            test_loss,
+            test_accuracy,
+            rate,
+            trained / rate,
+        )
+        self.history = np.concatenate([self.history, [row]])
+        files.write_bytes(self.out / "metrics.csv", _metrics(self.history).encode())
+
+    def _tested(self, state: TrainState, evaluate: Any) -> tuple[float, float]:
+        """Loss and accuracy in percent over all test images."""
+        test, size = self.sets.test, self.config.batch_size
+        loss, correct = 0.0, 0.0
+        for start in range(0, test.num_examples, size):
+            indices = np.arange(start, start + size)
+            weights = (indices < test.num_examples).astype(np.float32)
+            batch = self.sets.read(test, np.minimum(indices, test.num_examples - 1))
+            score = evaluate(state, *jax.device_put((*batch, weights), self.split))
+            loss, correct = loss + float(score.loss), correct + float(score.num_correct)
+        return loss / test.num_examples, 100 * correct / test.num_examples
+
+    def _save(self, state: TrainState, totals: np.ndarray) -> None:
+        done = int(state.step)
+        if not math.isfinite(float(optax.tree.norm((state.params, state.batch_stats)))):
+            self._fail(f"a parameter is not finite after step {done}")
+        content = _Progress(state, totals, self.history)._asdict()
+        try:
+            self.checkpoints.save(done, args=ocp.args.StandardSave(content))
+        except Exception as error:  # a full disk shows in many ways
+            raise OSError(
+                f"cannot write the checkpoint of step {done} into {self.checkpoints.directory}, "
+                f"the one before is kept: {error}"
+            ) from error
+        self.saved = time.monotonic()
+
+    def _report(self, done: int, in_epoch: int, totals: np.ndarray) -> None:
+        """Tells where the training stands; of `totals` the last step is left out."""
+        size = self.config.batch_size
+        if in_epoch:
+            self.step_seconds = (time.monotonic() - self.epoch_began) / in_epoch
+        epoch = -(-done // self.steps_per_epoch)
+        figures = f"epoch {epoch}/{self.config.epochs}"
+        steps = (done - 1) % self.steps_per_epoch
+        if steps and totals[0]:
+            loss, accuracy = totals / (steps * size)
+            figures += f"  loss {loss:.3f}  accuracy {100 * accuracy:.1f} %"
+        if len(self.history):
+            figures += f"  test {self.history[-1, COLUMNS.index('test_accuracy')]:.2f} %"
+        figures += f"  {size / self.step_seconds:.0f} images/s"
+        self.on_progress("training", self.num_steps, done, self.step_seconds, figures)
+
+
+def _restored(
+    checkpoints: ocp.CheckpointManager, algorithm: Training, steps_per_epoch: int
+) -> _Progress:
+    """What the last whole checkpoint holds."""
+    done = checkpoints.latest_step() or 0
+    state = jax.eval_shape(algorithm.init, jax.random.key(0))
+    history = np.zeros((done // steps_per_epoch, len(COLUMNS)))
+    like = _Progress(state, np.zeros(2), history)._asdict()
+    return _Progress(**directory.restored(checkpoints, like))
+
+
+def _metrics(history: np.ndarray) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    writer.writerows([int(epoch), *map(float, figures)] for epoch, *figures in history)
+    return text.getvalue()
+
+
+def _summary(
+    genotype: AnyGenotype, config: TrainConfig, algorithm: Training, history: np.ndarray
+) -> dict[str, Any]:
+    columns = dict(zip(COLUMNS, history.T, strict=True))
+    accuracy = columns["test_accuracy"]
+    state = jax.eval_shape(algorithm.init, jax.random.key(0))
+    return {
+        "text": genotype.to_text(),
+        "genotype": genotype_to_dict(genotype),
+        "last_accuracy": float(accuracy[-1]),
+        "best_accuracy": float(accuracy.max()),
+        "best_epoch": int(accuracy.argmax()) + 1,
+        "last_test_loss": float(columns["test_loss"][-1]),
+        **size_of(algorithm.network, state, config.image_size),
+        "images_per_second": float(np.median(columns["images_per_second"])),
+        "seconds": float(columns["seconds"].sum()),
+        "num_devices": jax.local_device_count(),
+        "norm": "running",
+        "seed": config.seed,
+        "config": configuration.to_dict(config),
+        **directory.provenance(),
+    }
+
+
+def _draw(out: Path, config: TrainConfig, history: np.ndarray) -> None:
+    columns = dict(zip(COLUMNS, history.T, strict=True))
+    title = f"{config.recipe} on {config.data}, seed {config.seed}"
+    plot.save(plot.draw_curves(columns, title=title), out / "curves.png")
