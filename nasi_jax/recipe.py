@@ -82,7 +82,7 @@ class TrainConfig:
     recipe: str = "quick"
     data: str = "digits"
     labels: str = "true"
-    epochs: int = 12
+    epochs: int = 15
     batch_size: int = 64
     learning_rate: float = 0.1
     final_learning_rate: float = 0.0

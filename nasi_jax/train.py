@@ -157,7 +157,8 @@ def training(genotype: AnyGenotype, config: TrainConfig, images: Images) -> Trai
         augment_key, path_key = jax.random.split(jax.random.fold_in(key, state.step))
         inputs = _normalised(_augmented(augment_key, _unit(raw, images), config, images), images)
         batch = _Part(inputs, labels, jax.random.split(path_key, len(labels)))
-        rate = config.drop_path * (state.step // steps_per_epoch) / config.epochs
+        epoch = jnp.asarray(state.step // steps_per_epoch, jnp.float32)
+        rate = config.drop_path * epoch / config.epochs
         gradient = jax.grad(loss_of, has_aux=True)
 
         def of_part(part: _Part) -> Any:
@@ -173,8 +174,8 @@ def training(genotype: AnyGenotype, config: TrainConfig, images: Images) -> Trai
         variables = {"params": state.params, "batch_stats": state.batch_stats}
         logits = cast(jax.Array, network.apply(variables, prepared(raw, config, images)))
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-        correct = jnp.argmax(logits, axis=-1) == labels
-        return Score(jnp.sum(weights * losses), jnp.sum(weights * correct))
+        correct = jnp.where(jnp.argmax(logits, axis=-1) == labels, weights, 0)
+        return Score(jnp.sum(weights * losses), jnp.sum(correct))
 
     return Training(network, init, step, evaluate)
 
@@ -244,9 +245,11 @@ def learning_rate_of(config: TrainConfig, steps_per_epoch: int) -> optax.Schedul
     else:
         fall = optax.linear_schedule(span, 0.0, rest)
     rise = optax.linear_schedule(0.0, config.learning_rate, warmup)
-    return optax.join_schedules(
+    schedule = optax.join_schedules(
         [rise, lambda step: config.final_learning_rate + fall(step)], [warmup]
     )
+    # optax would mix integers with floating numbers, which JAX can be set to refuse.
+    return lambda step: schedule(jnp.asarray(step, jnp.float32))
 
 
 def size_of(network: nn.Module, state: TrainState, image_size: int) -> dict[str, int]:

@@ -393,6 +393,46 @@ def test_batch_statistics_are_differentiated_through(x64):
         np.testing.assert_allclose(gradient[index], np.vdot(up - down, g) / (2 * step), atol=1e-7)
 
 
+def test_running_norm_trains_by_the_batch_and_is_tested_by_what_is_kept():
+    module = Norm("running", False)
+    x, other = normal(4, 3, 3, 2), 2 * normal(4, 3, 3, 2, seed=1) + 3
+    kept = module.init(jax.random.key(0), x)
+    output, new = module.apply(kept, other, mutable=["batch_stats"])
+    np.testing.assert_allclose(output, standardised(other), rtol=1e-5, atol=1e-5)
+    chex.assert_trees_all_close(new, Norm("frozen", False).init(jax.random.key(0), other))
+    expected = Norm("frozen", False).apply(kept, other)
+    np.testing.assert_array_equal(module.apply(kept, other), expected)
+
+    def gradient(mode, variables, mutable):
+        def total(x):
+            output = Norm(mode, False).apply(variables, x, mutable=mutable)
+            return jnp.vdot(output[0] if mutable else output, other)
+
+        return jax.grad(total)(x)
+
+    # Differentiated through, where frozen statistics are constants.
+    trained = gradient("running", kept, ["batch_stats"])
+    np.testing.assert_allclose(trained, gradient("batch", {}, False), rtol=1e-4, atol=1e-5)
+    assert np.abs(trained - gradient("frozen", kept, ["batch_stats"])).max() > 0.1
+
+
+@pytest.mark.parametrize("mode", ["batch", "running"])
+def test_groups_of_examples_have_statistics_of_their_own(mode):
+    x = normal(6, 3, 3, 2) * jnp.arange(1.0, 7.0).reshape(6, 1, 1, 1)
+    module = Norm(mode, False, group=2)
+    output, variables = module.init_with_output(jax.random.key(0), x)
+    parts = np.split(np.asarray(x), 3)
+    expected = np.concatenate([standardised(part) for part in parts])
+    np.testing.assert_allclose(output, expected, rtol=1e-5, atol=1e-5)
+    if mode == "running":
+        means, variances = zip(
+            *((part.mean((0, 1, 2)), part.var((0, 1, 2))) for part in parts), strict=True
+        )
+        kept = variables["batch_stats"]
+        np.testing.assert_allclose(kept["mean"].ravel(), np.mean(means, 0), rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(kept["variance"].ravel(), np.mean(variances, 0), rtol=1e-5)
+
+
 # Initial kernels
 
 CONV_SHAPE, DEPTHWISE_SHAPE, DENSE_SHAPE = (3, 3, 40, 60), (5, 5, 1, 1000), (200, 150)

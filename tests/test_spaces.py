@@ -9,6 +9,7 @@ import sys
 from types import SimpleNamespace
 
 import chex
+import flax.linen as nn
 import jax
 import jax.flatten_util
 import jax.numpy as jnp
@@ -21,12 +22,15 @@ from nasi_jax.cells import (
     DartsGenotype,
     Nasbench101Genotype,
     Nasbench201Genotype,
+    norm,
+    ops,
     parse_genotype,
     search_space,
 )
 from nasi_jax.cells.darts import CELLS, EDGES, NODES
 from nasi_jax.cells.genotype import DARTS_OPS, NASBENCH101_OPS, NASBENCH201_OPS
 from nasi_jax.cells.nasbench1shot1 import NUM_PARENTS
+from nasi_jax.kernels import multiply_adds
 from nasi_jax.types import NORM_MODES
 
 SPACES = [*SEARCH_SPACES]
@@ -454,6 +458,81 @@ def test_parameters_of_nasbench101_networks(nasbench101):
 def test_parameters_of_darts_v2():
     space = search_space("darts", init_channels=36, num_cells=20)
     assert count_parameters(space.network(parse_genotype(DARTS_V2), 10)) == 3_349_342
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "|nor_conv_3x3~0|+|none~0|nor_conv_3x3~1|+|skip_connect~0|none~1|none~2|",
+        "|nor_conv_3x3~0|+|nor_conv_3x3~0|nor_conv_3x3~1|"
+        "+|nor_conv_3x3~0|nor_conv_3x3~1|nor_conv_3x3~2|",
+    ],
+    ids=["residual", "all-conv"],
+)
+def test_parameters_of_known_nasbench201_cells(data_file, text):
+    with open(data_file("nasbench201_cifar10.csv")) as file:
+        params = {row["arch_str"]: int(row["params"]) for row in csv.DictReader(file)}
+    network = SEARCH_SPACES["nasbench201"].network(parse_genotype(text), 10)
+    assert count_parameters(network) == params[text]
+
+
+def multiply_adds_of(network, size):
+    inputs = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
+    variables = jax.eval_shape(network.init, jax.random.key(0), inputs)
+    return multiply_adds(network.apply, variables, inputs)
+
+
+def test_multiply_adds_of_the_largest_nasbench201_cell():
+    """220.12 M by the benchmark's authors (NATS-Bench)."""
+    network = SEARCH_SPACES["nasbench201"].network(
+        Nasbench201Genotype(("nor_conv_3x3",) * 6), 10, norm="none"
+    )
+    assert multiply_adds_of(network, 32) == 220_119_680
+
+
+def test_multiply_adds_of_darts_v2_on_imagenet(monkeypatch):
+    """544.59 M by ptflops (github.com/quark0/darts/issues/46), which counts more than layers.
+
+    It adds 2 for each number that is normalised, and 1 for each that a ReLU or a pool reads. The
+    paper's 574 M is of another count, which that issue could not reproduce either.
+    """
+    counted = dict.fromkeys(("normalised", "relu", "pooled"), 0)
+
+    def counting(name, function, index=0):
+        def count(*args, **kwargs):
+            counted[name] += args[index].size
+            return function(*args, **kwargs)
+
+        return count
+
+    space = search_space("darts", init_channels=48, num_cells=14)
+    network = space.network(parse_genotype(DARTS_V2), 1000, stem="imagenet")
+    layers = multiply_adds_of(network, 224)
+    assert layers == 529_911_552
+    for module, name, what, index in (
+        (nn, "relu", "relu", 0),
+        (ops, "max_pool", "pooled", 0),
+        (norm.Norm, "__call__", "normalised", 1),
+    ):
+        monkeypatch.setattr(module, name, counting(what, getattr(module, name), index))
+    jax.eval_shape(network.init, jax.random.key(0), jnp.zeros((1, 224, 224, 3)))
+    whole = layers + 2 * counted["normalised"] + counted["relu"] + counted["pooled"]
+    assert round(whole / 1e6, 2) == 544.59
+
+
+def test_stem_of_imagenet():
+    """Three convolutions of stride 2; the first input of the first cell is twice as large."""
+    network = small("darts").network(
+        small("darts").sample(jax.random.key(0)), 3, norm="none", stem="imagenet"
+    )
+    variables = jax.eval_shape(network.init, jax.random.key(0), jnp.zeros((1, 64, 64, 3)))
+    shapes = {name: layer for name, layer in variables["params"].items() if "stem" in name}
+    assert {name: leaf["kernel"].shape for name, leaf in shapes.items() if "norm" not in name} == {
+        "stem_0": (3, 3, 3, 1),
+        "stem_1": (3, 3, 1, 2),
+        "stem_2": (3, 3, 2, 2),
+    }
+    assert set(variables["params"]["first_0"]) - {"norm"} == {"even", "odd"}
 
 
 # DARTS

@@ -271,7 +271,7 @@ def _dropped(output: jax.Array, drop_path: DropPath) -> jax.Array:
     """The output of an operation without those of some examples, larger for it in the others."""
     kept = 1 - drop_path.rate
     keep = jax.vmap(lambda key: jax.random.bernoulli(key, kept, (1, 1, 1)))(drop_path.keys)
-    return output * (keep / kept).astype(output.dtype)
+    return output * jnp.where(keep, 1 / kept, 0).astype(output.dtype)
 
 
 def _fold_in(drop_path: DropPath, number: int) -> DropPath:
