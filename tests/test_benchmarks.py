@@ -146,6 +146,21 @@ def test_ablations_refuse_an_unknown_row(study, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_trained_order(tmp_path, data_file):
+    command = [
+        *(sys.executable, BENCHMARKS / "trained_order.py", "--smoke", "--out", tmp_path),
+        *("--table", data_file("nasbench201_cifar10.csv"), "--column", "c10_test_200"),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.count("trained ") == 3
+    record = json.loads((tmp_path / "trained_order.json").read_text())
+    tables = [row["table"] for row in record["rows"]]
+    assert tables == sorted(tables)
+    assert tables[-1] == pytest.approx(94.37, abs=0.01)  # the best cell of the benchmark
+    assert all(0 <= row["trained"] <= 100 for row in record["rows"])
+    assert (tmp_path / "trained_order.png").read_bytes().startswith(b"\x89PNG")
+
+
 @pytest.mark.slow
 def test_torch_peer(tmp_path):
     if importlib.util.find_spec("torch") is None:

@@ -22,7 +22,7 @@ class Norm(nn.Module):
     In mode `frozen` the statistics are the collection `batch_stats`. They are taken from the
     inputs whenever that collection is mutable (at `init`, and in `apply(..., mutable=
     ["batch_stats"])`, which is how a reference batch is named), and are constants otherwise.
-    Mode `running` differs in that what is taken from the inputs is differentiated through.
+    In mode `running` they are kept likewise, while the outputs are those of mode `batch`.
 
     Attributes:
       mode: see `nasi_jax.types.NormMode`.
