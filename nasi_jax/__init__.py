@@ -21,6 +21,7 @@ from nasi_jax.kernels import (
     examples_are_coupled,
     infinite_width_ntk,
     lanczos_spectrum,
+    multiply_adds,
     neural_tangents_ntk,
     ntk,
     ntk_trace,
@@ -30,6 +31,7 @@ from nasi_jax.kernels import (
     squared_gradient_norms,
     trace_bounds,
 )
+from nasi_jax.recipe import RECIPES, TrainConfig
 from nasi_jax.search import (
     Run,
     SearchAlgorithm,
@@ -49,12 +51,14 @@ from nasi_jax.search import (
 )
 from nasi_jax.tables import Table
 from nasi_jax.tables import load as load_table
+from nasi_jax.train import Training, TrainState, training
 from nasi_jax.types import Batch, Edge
 
 __version__ = version("nasi-jax")
 
 __all__ = [
     "PROXIES",
+    "RECIPES",
     "SEARCH_SPACES",
     "Batch",
     "Edge",
@@ -66,6 +70,9 @@ __all__ = [
     "SearchInfo",
     "SearchState",
     "Table",
+    "TrainConfig",
+    "TrainState",
+    "Training",
     "__version__",
     "adaptive",
     "batch_gradient",
@@ -80,6 +87,7 @@ __all__ = [
     "lanczos_spectrum",
     "load_table",
     "margins",
+    "multiply_adds",
     "nasi",
     "neural_tangents_ntk",
     "normalize_by_max_norm",
@@ -96,4 +104,5 @@ __all__ = [
     "spectrum",
     "squared_gradient_norms",
     "trace_bounds",
+    "training",
 ]

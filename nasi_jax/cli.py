@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import datetime
+import logging
 import os
 import sys
 import time
@@ -214,7 +215,7 @@ class Train(Compiling):
     take. Settings that are not given are those of the recipe.
     """
 
-    genotype: tyro.conf.Positional[str | None] = None
+    genotype: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="GENOTYPE")] = None
     """A genotype as text or JSON, or a file that holds one, such as a search's result.json. Need
     not be given with --resume."""
     config: Annotated[TrainConfig, tyro.conf.arg(name="")] = field(default_factory=TrainConfig)
@@ -233,9 +234,11 @@ class Train(Compiling):
         if self.genotype is not None:
             genotype = experiment.read_genotype(self.genotype)
         elif self.resume:
-            genotype, _ = training_run.saved(_first_training(self.out))
+            genotype, _, _ = training_run.saved(self.out)
         else:
             raise ValueError("name a genotype to train, or a file that holds one")
+        if self.seeds < 1:
+            raise ValueError(f"seeds must be from 1 to 1000, got {self.seeds}")
         config = self.config
         sizes = f"init_channels {config.init_channels}, num_cells {config.num_cells}"
         program = f"a training step, recipe {config.recipe}, {sizes}, batch {config.batch_size}"
@@ -282,7 +285,7 @@ class Export:
     checkpoint also its parameters, beside it, as a .safetensors file.
     """
 
-    genotype: tyro.conf.Positional[str | None] = None
+    genotype: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="GENOTYPE")] = None
     """A genotype as text or JSON, or a file that holds one, such as a search's result.json. Need
     not be given with --checkpoint."""
     format: Literal["darts", "nasbench201", "nasbench101", "json", "flax", "torch"] = "json"
@@ -329,25 +332,33 @@ class Export:
         if self.genotype is not None or sizes:
             raise ValueError("the genotype and its sizes are those of the checkpoint")
         framework = cast(Any, self.format)
+        weights = self.out.with_suffix(".safetensors")
+        if weights == self.out:
+            raise ValueError(f"--out names the Python file, beside which goes {weights.name}")
+        # Before either is written.
+        for path in (self.out, weights):
+            if path.exists() and not self.overwrite:
+                raise ValueError(f"{path} is there already: replace it with --overwrite")
         network = training_run.trained(checkpoint)
+        images = network.images
+        mean, std = (part / images.scale for part in (images.mean, images.std))
+        inputs = f"Images are on [0, 1], less {_numbers(mean)}, divided by {_numbers(std)}."
         content = export.module_source(
             network.genotype,
             framework,
-            num_classes=network.images.num_classes,
+            num_classes=images.num_classes,
+            inputs=inputs,
             **training_run.sizes_of(network),
         )
         parameters = export.parameters(network.variables, framework)
-        weights = self.out.with_suffix(".safetensors")
         files.write(weights, safetensors.numpy.save(parameters), overwrite=self.overwrite)
         files.write(self.out, content.encode(), overwrite=self.overwrite)
-        images = network.images
-        mean, std = (part / images.scale for part in (images.mean, images.std))
         print(f"wrote {self.out} and {weights.name}")
-        print(f"inputs: images on [0, 1], less {_numbers(mean)}, divided by {_numbers(std)}")
+        print(inputs)
 
 
 def _numbers(values: np.ndarray) -> str:
-    return ", ".join(f"{value:.4f}" for value in values)
+    return f"({', '.join(f'{value:.4f}' for value in values)})"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -434,6 +445,8 @@ def _print_cost(config: ScoreConfig, result: Mapping[str, Any]) -> None:
 def main(arguments: list[str] | None = None) -> None:
     """Runs the command; ends with status 2 for bad input and 1 for a run that failed."""
     given = sys.argv[1:] if arguments is None else arguments
+    if arguments is None:  # a process of our own
+        _say_nothing_twice()
     try:
         command = _command(given)
         with warnings.catch_warnings():
@@ -485,17 +498,10 @@ def _search_default(arguments: list[str]) -> Search:
 def _train_default(arguments: list[str]) -> Train:
     """What the flags of `nasi train` default to: the training that it resumes, or the recipe."""
     given = _given(arguments, Train.out)
-    first = _first_training(given.out)
-    if given.resume and (first / "config.json").exists() and arguments[:1] == ["train"]:
-        _, config = training_run.saved(first)
-        return Train(config=config)
+    if given.resume and (given.out / "config.json").exists() and arguments[:1] == ["train"]:
+        _, config, seeds = training_run.saved(given.out)
+        return Train(config=config, seeds=seeds)
     return Train(config=RECIPES.get(given.recipe, TrainConfig()))
-
-
-def _first_training(out: Path) -> Path:
-    """The directory of a training: of several seeds, that of the lowest."""
-    seeds = sorted(out.glob("seed-*"), key=lambda path: (len(path.name), path.name))
-    return seeds[0] if seeds else out
 
 
 def _given(arguments: list[str], out: Path) -> argparse.Namespace:
@@ -537,6 +543,23 @@ def _say(kind: str, message: str) -> None:
 def _fail(message: str, status: int) -> None:
     _say("error", message)
     raise SystemExit(status)
+
+
+def _say_nothing_twice() -> None:
+    """Keeps from stderr what orbax says of a failure besides raising it.
+
+    It logs a traceback, and so does its event loop; threads that find the loop closed say so, in
+    hundreds of lines; and at the very end Python warns of what was to run on it.
+    """
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
+
+    def hook(unraisable: Any) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            sys.__unraisablehook__(unraisable)
+
+    sys.unraisablehook = hook
 
 
 @contextlib.contextmanager

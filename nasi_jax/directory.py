@@ -72,7 +72,34 @@ def checkpoints(
     resume: bool,
     overwrite: bool,
 ) -> Iterator[ocp.CheckpointManager]:
-    """The checkpoints of a run of these very settings, in a directory that may be written to.
+    """The checkpoints of a run of these very settings, in a directory as `prepare` leaves it.
+
+    Args:
+      out: as for `prepare`.
+      what: as for `prepare`.
+      settings: as for `prepare`.
+      names: as for `prepare`.
+      resume: as for `prepare`.
+      overwrite: as for `prepare`.
+
+    Raises:
+      ValueError: as `prepare`.
+    """
+    prepare(out, what, settings, names, resume=resume, overwrite=overwrite)
+    with opened(out) as manager:
+        yield manager
+
+
+def prepare(
+    out: Path,
+    what: str,
+    settings: Mapping[str, Any],
+    names: Sequence[str],
+    *,
+    resume: bool,
+    overwrite: bool,
+) -> None:
+    """Makes a directory one of a run of these very settings, which may be written to.
 
     Args:
       out: the directory.
@@ -98,15 +125,21 @@ def checkpoints(
     elif present:
         _check_same(saved_settings(out, what), settings, what)
     files.write_bytes(out / "config.json", files.json_text(settings).encode())
-    with opened(out) as manager:
-        yield manager
 
 
 @contextlib.contextmanager
-def opened(out: Path) -> Iterator[ocp.CheckpointManager]:
-    """The checkpoints in a directory, whoever runs there."""
+def opened(out: Path, *, read_only: bool = False) -> Iterator[ocp.CheckpointManager]:
+    """The checkpoints in a directory.
+
+    Args:
+      out: the directory.
+      read_only: whether to leave all in it as it is, such as what another process is writing.
+    """
     options = ocp.CheckpointManagerOptions(
-        max_to_keep=1, enable_async_checkpointing=False, cleanup_tmp_directories=True
+        max_to_keep=None if read_only else 1,
+        create=not read_only,
+        cleanup_tmp_directories=not read_only,
+        enable_async_checkpointing=False,
     )
     manager = ocp.CheckpointManager((out / "checkpoint").absolute(), options=options)
     with contextlib.closing(manager):

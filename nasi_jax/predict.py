@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -48,20 +48,21 @@ def predict(
     if not 1 <= top <= images.num_classes:
         raise ValueError(f"top must be from 1 to {images.num_classes}, the classes, got {top}")
     size = stored_size(trained.config)
-    raw = np.stack([_read(Path(path), size) for path in paths]) * (images.scale / 255)
 
     @jax.jit
-    def probabilities(raw: jax.Array) -> jax.Array:
+    def probabilities(variables: Any, raw: jax.Array) -> jax.Array:
         inputs = prepared(raw, trained.config, images)
-        return jax.nn.softmax(cast(jax.Array, trained.network.apply(trained.variables, inputs)))
+        return jax.nn.softmax(cast(jax.Array, trained.network.apply(variables, inputs)))
 
+    variables = jax.device_put(trained.variables)
     predictions = []
     for start in range(0, len(paths), _AT_ONCE):
-        part = raw[start : start + _AT_ONCE]
-        rest = min(_AT_ONCE, len(raw)) - len(part)
-        padded = np.pad(part, ((0, rest), (0, 0), (0, 0), (0, 0)))
-        found = np.asarray(probabilities(jnp.asarray(padded)))[: len(part)]
-        for path, row in zip(paths[start : start + _AT_ONCE], found, strict=True):
+        part = paths[start : start + _AT_ONCE]
+        raw = np.stack([_read(Path(path), size) for path in part]) * (images.scale / 255)
+        rest = min(_AT_ONCE, len(paths)) - len(part)
+        padded = np.pad(raw, ((0, rest), (0, 0), (0, 0), (0, 0)))
+        found = np.asarray(probabilities(variables, jnp.asarray(padded)))[: len(part)]
+        for path, row in zip(part, found, strict=True):
             best = np.argsort(-row, kind="stable")[:top]
             predictions.append(
                 Prediction(
@@ -78,6 +79,6 @@ def _read(path: Path, size: int) -> np.ndarray:
     try:
         with Image.open(path) as image:
             pixels = np.asarray(image.convert("RGB"))
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
+    except Exception as error:  # a damaged file fails in many ways
         raise ValueError(f"cannot read {path} as an image: {error}") from error
     return data.resize(pixels, size).astype(np.float32)

@@ -119,9 +119,8 @@ def train(
       FloatingPointError: if the loss or a parameter is not finite; the last checkpoint is kept.
       OSError: if a file cannot be written; the last checkpoint is kept.
     """
-    sets = _Sets(config)
-    algorithm = training(genotype, config, sets.images)
-    settings = {"genotype": genotype.to_text(), **configuration.to_dict(config)}
+    sets, algorithm = _checked(genotype, config)
+    settings = _settings(genotype, config)
     with (
         directory.claimed(out, "training"),
         directory.checkpoints(
@@ -131,6 +130,7 @@ def train(
         files.write_bytes(out / "data.json", files.json_text(sets.description()).encode())
         loop = _Loop(algorithm, config, sets, checkpoints, out, on_progress)
         loop.run()
+        loop.write_metrics()
         summary = _summary(genotype, config, algorithm, loop.history)
         _draw(out, config, loop.history)
         files.write_bytes(out / "summary.json", files.json_text(summary).encode())
@@ -154,8 +154,8 @@ def train_seeds(
       config: how to train from the first seed.
       out: the directory that holds all.
       seeds: how many, at least 2.
-      resume: as for `train`.
-      overwrite: as for `train`.
+      resume: as for `train`; what is finished is not trained again.
+      overwrite: as for `train`, of all these directories at once.
       on_progress: as for `train`.
 
     Returns:
@@ -167,33 +167,30 @@ def train_seeds(
     """
     if not 2 <= seeds <= 1000:
         raise ValueError(f"seeds must be from 2 to 1000, got {seeds}")
+    if config.seed + seeds > 2**32:
+        raise ValueError(f"seed + seeds must be at most {2**32}, got {config.seed} + {seeds}")
+    _checked(genotype, config)
+    settings = {**_settings(genotype, config), "seeds": seeds}
+    folders = {seed: f"seed-{seed}" for seed in range(config.seed, config.seed + seeds)}
+    names = [*FILES, *(f"{folder}/{name}" for folder in folders.values() for name in FILES)]
     summaries = []
-    for seed in range(config.seed, config.seed + seeds):
-
-        def report(stage: str, *rest: Any, seed: int = seed) -> None:
-            on_progress(f"seed {seed}, {stage}", *rest)
-
-        summaries.append(
-            train(
-                genotype,
-                dataclasses.replace(config, seed=seed),
-                out / f"seed-{seed}",
-                resume=resume,
-                overwrite=overwrite,
-                on_progress=report,
-            )
-        )
-    summary: dict[str, Any] = {"genotype": genotype_to_dict(genotype), "seeds": seeds}
-    for name in ("last_accuracy", "best_accuracy"):
-        accuracies = [each[name] for each in summaries]
-        summary[name] = {
-            "mean": float(np.mean(accuracies)),
-            "standard_deviation": float(np.std(accuracies, ddof=1)),
-            "values": accuracies,
-        }
-    summary["trainings"] = summaries
-    files.write_bytes(out / "summary.json", files.json_text(summary).encode())
+    with directory.claimed(out, "training"):
+        directory.prepare(out, "training", settings, names, resume=resume, overwrite=overwrite)
+        for seed, folder in folders.items():
+            one = dataclasses.replace(config, seed=seed)
+            report = _labelled(f"seed {seed}", on_progress)
+            # To go on with what is left, which is nothing where it was not asked for.
+            summaries.append(train(genotype, one, out / folder, resume=True, on_progress=report))
+        summary = _summary_of_seeds(genotype, summaries)
+        files.write_bytes(out / "summary.json", files.json_text(summary).encode())
     return summary
+
+
+def _labelled(label: str, on_progress: OnProgress) -> OnProgress:
+    def report(stage: str, steps: int, done: int, seconds: float, figures: str) -> None:
+        on_progress(stage, steps, done, seconds, f"{label}  {figures}".rstrip())
+
+    return report
 
 
 def trained(out: Path) -> Trained:
@@ -202,16 +199,22 @@ def trained(out: Path) -> Trained:
     Raises:
       ValueError: if the directory holds no checkpoint of a training, or it cannot be read.
     """
-    genotype, config = saved(out)
+    if not (out / "config.json").exists():
+        raise ValueError(f"{out} holds no training")
+    genotype, config, seeds = saved(out)
+    if seeds > 1:
+        raise ValueError(
+            f"{out} holds {seeds} trainings: name one, such as {out / f'seed-{config.seed}'}"
+        )
     try:
         fields = json.loads((out / "data.json").read_text())
         names = tuple(fields.pop("class_names"))
         mean, std = (np.array(fields.pop(name), np.float32) for name in ("mean", "std"))
         images = Images(**fields, mean=mean, std=std)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"cannot read {out / 'data.json'}: {error}") from error
     algorithm = training(genotype, config, images)
-    with directory.opened(out) as checkpoints:
+    with directory.opened(out, read_only=True) as checkpoints:
         if checkpoints.latest_step() is None:
             raise ValueError(f"{out} holds no checkpoint yet")
         progress = _restored(checkpoints, algorithm, images.num_examples // config.batch_size)
@@ -219,17 +222,19 @@ def trained(out: Path) -> Trained:
     return Trained(genotype, config, images, names, algorithm.network, variables)
 
 
-def saved(out: Path) -> tuple[AnyGenotype, TrainConfig]:
-    """The genotype and the configuration of the training that a directory holds.
+def saved(out: Path) -> tuple[AnyGenotype, TrainConfig, int]:
+    """The genotype, the configuration and the number of seeds that a directory was made with.
 
     Raises:
       ValueError: if the directory holds none, or they cannot be read.
     """
     fields = directory.saved_settings(out, "training")
     try:
-        text = fields.pop("genotype")
-        return parse_genotype(text), configuration.from_dict(fields, TrainConfig)
-    except (ValueError, KeyError, AttributeError) as error:
+        text, seeds = fields.pop("genotype", None), fields.pop("seeds", 1)
+        if not isinstance(text, str) or type(seeds) is not int:
+            raise ValueError(f"got genotype {text!r}, seeds {seeds!r}")
+        return parse_genotype(text), configuration.from_dict(fields, TrainConfig), seeds
+    except ValueError as error:
         path = out / "config.json"
         raise ValueError(f"{path} is not the configuration of a training: {error}") from error
 
@@ -241,6 +246,22 @@ def sizes_of(network: Trained) -> dict[str, Any]:
         return {}
     sizes = {"init_channels": config.init_channels, "num_cells": config.num_cells}
     return {**sizes, "stem": config.stem}
+
+
+def _checked(genotype: AnyGenotype, config: TrainConfig) -> tuple[_Sets, Training]:
+    """What trains on what, made before anything is written."""
+    num_devices = jax.local_device_count()
+    if config.batch_size % num_devices:
+        raise ValueError(
+            f"batch_size must be a multiple of the {num_devices} local devices, "
+            f"got {config.batch_size}"
+        )
+    sets = _Sets(config)
+    return sets, training(genotype, config, sets.images)
+
+
+def _settings(genotype: AnyGenotype, config: TrainConfig) -> dict[str, Any]:
+    return {"genotype": genotype.to_text(), **configuration.to_dict(config)}
 
 
 class _Sets:
@@ -316,11 +337,6 @@ class _Loop:
             jax.random.key(config.seed), 3
         )
         devices = jax.local_devices()
-        if config.batch_size % len(devices):
-            raise ValueError(
-                f"batch_size must be a multiple of the {len(devices)} local devices, "
-                f"got {config.batch_size}"
-            )
         mesh = jax.make_mesh(
             (len(devices),), ("batch",), axis_types=(AxisType.Auto,), devices=devices
         )
@@ -350,6 +366,7 @@ class _Loop:
             due = time.monotonic() - self.saved > _SECONDS_BETWEEN_CHECKPOINTS
             if ends or due:
                 totals, score = self._add(totals, score, done), None
+                self._check(state)
             if ends:
                 self._end_epoch(state, totals, done - epoch_first, evaluate)
                 totals, epoch_first = np.zeros(2), done
@@ -358,7 +375,8 @@ class _Loop:
             if ends:
                 self.epoch_began = time.monotonic()
             pending = score
-            self._report(done, done - epoch_first, totals)
+            counted = (done - 1) % self.steps_per_epoch + (pending is None)
+            self._report(done, done - epoch_first, totals, counted)
 
     def _start(self) -> _Progress:
         if self.checkpoints.latest_step() is not None:
@@ -391,12 +409,12 @@ class _Loop:
         steps = grain.MapDataset.range(first, self.num_steps)
         return iter(steps.map(self._batch).to_iter_dataset(options))
 
-    def _add(self, totals: np.ndarray, score: Score | None, index: int) -> np.ndarray:
-        """The sums over the epoch with a step's."""
+    def _add(self, totals: np.ndarray, score: Score | None, step: int) -> np.ndarray:
+        """The sums over the epoch with those of a step, the first of which is 1."""
         if score is None:
             return totals
         if not math.isfinite(float(score.loss)):
-            self._fail(f"the loss is {float(score.loss)} at step {index + 1}")
+            self._fail(f"the loss is {float(score.loss)} at step {step}")
         return totals + np.array([float(score.loss), float(score.num_correct)])
 
     def _fail(self, what: str) -> None:
@@ -412,10 +430,13 @@ class _Loop:
         """Adds a row to the metrics; `num_steps` of the epoch's steps were done here."""
         size = self.config.batch_size
         trained = self.steps_per_epoch * size
-        rate = num_steps * size / (time.monotonic() - self.epoch_began)
+        self.step_seconds = (time.monotonic() - self.epoch_began) / num_steps
+        rate = size / self.step_seconds
         epoch = len(self.history) + 1
         learning_rate = learning_rate_of(self.config, self.steps_per_epoch)
         test_loss, test_accuracy = self._tested(state, evaluate)
+        if not math.isfinite(test_loss):
+            self._fail(f"the loss on test images is {test_loss} after step {int(state.step)}")
         row = (
             epoch,
             float(learning_rate(epoch * self.steps_per_epoch - 1)),
@@ -427,6 +448,10 @@ class _Loop:
             trained / rate,
         )
         self.history = np.concatenate([self.history, [row]])
+        self.write_metrics()
+
+    def write_metrics(self) -> None:
+        """Writes `metrics.csv`, of the epochs so far."""
         files.write_bytes(self.out / "metrics.csv", _metrics(self.history).encode())
 
     def _tested(self, state: TrainState, evaluate: Any) -> tuple[float, float]:
@@ -441,11 +466,13 @@ class _Loop:
             loss, correct = loss + float(score.loss), correct + float(score.num_correct)
         return loss / test.num_examples, 100 * correct / test.num_examples
 
+    def _check(self, state: TrainState) -> None:
+        if not math.isfinite(float(optax.tree.norm((state.params, state.batch_stats)))):
+            self._fail(f"a parameter is not finite after step {int(state.step)}")
+
     def _save(self, state: TrainState, totals: np.ndarray) -> None:
         done = int(state.step)
-        if not math.isfinite(float(optax.tree.norm((state.params, state.batch_stats)))):
-            self._fail(f"a parameter is not finite after step {done}")
-        content = _Progress(state, totals, self.history)._asdict()
+        content = _stored(_Progress(state, totals, self.history))
         try:
             self.checkpoints.save(done, args=ocp.args.StandardSave(content))
         except Exception as error:  # a full disk shows in many ways
@@ -455,16 +482,15 @@ class _Loop:
             ) from error
         self.saved = time.monotonic()
 
-    def _report(self, done: int, in_epoch: int, totals: np.ndarray) -> None:
-        """Tells where the training stands; of `totals` the last step is left out."""
+    def _report(self, done: int, in_epoch: int, totals: np.ndarray, counted: int) -> None:
+        """Tells where the training stands; `totals` are those of `counted` steps of the epoch."""
         size = self.config.batch_size
         if in_epoch:
             self.step_seconds = (time.monotonic() - self.epoch_began) / in_epoch
         epoch = -(-done // self.steps_per_epoch)
         figures = f"epoch {epoch}/{self.config.epochs}"
-        steps = (done - 1) % self.steps_per_epoch
-        if steps and totals[0]:
-            loss, accuracy = totals / (steps * size)
+        if counted and totals[0]:
+            loss, accuracy = totals / (counted * size)
             figures += f"  loss {loss:.3f}  accuracy {100 * accuracy:.1f} %"
         if len(self.history):
             figures += f"  test {self.history[-1, COLUMNS.index('test_accuracy')]:.2f} %"
@@ -479,8 +505,15 @@ def _restored(
     done = checkpoints.latest_step() or 0
     state = jax.eval_shape(algorithm.init, jax.random.key(0))
     history = np.zeros((done // steps_per_epoch, len(COLUMNS)))
-    like = _Progress(state, np.zeros(2), history)._asdict()
-    return _Progress(**directory.restored(checkpoints, like))
+    like = _Progress(state, np.zeros(2), history)
+    return like._replace(**directory.restored(checkpoints, _stored(like)))
+
+
+def _stored(progress: _Progress) -> dict[str, Any]:
+    """As checkpoints have it: orbax takes no empty array, as the history is in the first epoch."""
+    return {
+        name: part for name, part in progress._asdict().items() if name != "history" or len(part)
+    }
 
 
 def _metrics(history: np.ndarray) -> str:
@@ -513,6 +546,21 @@ def _summary(
         "config": configuration.to_dict(config),
         **directory.provenance(),
     }
+
+
+def _summary_of_seeds(genotype: AnyGenotype, summaries: list[dict[str, Any]]) -> dict[str, Any]:
+    summary: dict[str, Any] = {
+        "genotype": genotype_to_dict(genotype),
+        "seeds": len(summaries),
+    }
+    for name in ("last_accuracy", "best_accuracy"):
+        accuracies = [each[name] for each in summaries]
+        summary[name] = {
+            "mean": float(np.mean(accuracies)),
+            "standard_deviation": float(np.std(accuracies, ddof=1)),
+            "values": accuracies,
+        }
+    return {**summary, "trainings": summaries}
 
 
 def _draw(out: Path, config: TrainConfig, history: np.ndarray) -> None:

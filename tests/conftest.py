@@ -29,6 +29,15 @@ def x64():
         yield
 
 
+@pytest.fixture(scope="module")
+def unoptimised():
+    """For tests whose time is XLA's, and that look at the mathematics of a program alone."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
 @pytest.fixture(scope="session")
 def data_dir():
     """The folder of the real data: `NASI_DATA`, or `shared/data` beside the checkout."""

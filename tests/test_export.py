@@ -80,13 +80,7 @@ CASES = {
 }
 
 
-@pytest.fixture(autouse=True, scope="module")
-def quick_compilation():
-    """Nearly all time here is XLA's; what it optimises is no matter of the networks."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
+pytestmark = pytest.mark.usefixtures("unoptimised")
 
 
 def our_network(genotype, stem="cifar", *, norm="running", num_classes=NUM_CLASSES, **settings):

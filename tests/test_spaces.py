@@ -47,13 +47,7 @@ DARTS_V2 = (
 )
 
 
-@pytest.fixture(autouse=True, scope="module")
-def quick_compilation():
-    """Nearly all time here is XLA's; what it optimises is no matter of the spaces."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
+pytestmark = pytest.mark.usefixtures("unoptimised")
 
 
 def small(name, **fields):

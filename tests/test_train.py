@@ -53,12 +53,7 @@ IMAGES = Images(3, 16, 255.0, np.float32([120, 110, 100]), np.float32([60, 50, 4
 KEY = jax.random.key(7)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def quick_compilation():
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
+pytestmark = pytest.mark.usefixtures("unoptimised")
 
 
 def batch(seed=0, size=8):

@@ -79,6 +79,7 @@ def module_source(
     init_channels: int | None = None,
     num_cells: int | None = None,
     stem: Stem = "cifar",
+    inputs: str = "",
 ) -> str:
     """The source of a Python module that is the genotype's network, and imports nothing of ours.
 
@@ -95,6 +96,7 @@ def module_source(
       num_cells: as in the search space; by default 20 in all for DARTS, 5 a stage for
         NAS-Bench-201. Those of NAS-Bench-101 are 3 a stage always.
       stem: `imagenet` is for DARTS alone.
+      inputs: a sentence on what images it takes, for its docstring.
 
     Raises:
       ValueError: for a size or a stem that there is no such network of.
@@ -125,6 +127,8 @@ def module_source(
         f"Exported by nasi_jax, with {_num_parameters(network):,} parameters, from the genotype\n\n"
         f"{_wrapped(genotype.to_text())}"
     )
+    if inputs:
+        description += f"\n\n{textwrap.fill(inputs, 100)}"
     return _filled_in(template.read_text(encoding="utf-8"), description, constants)
 
 
