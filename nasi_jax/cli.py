@@ -43,6 +43,7 @@ from nasi_jax.config import Config, RankConfig, ScoreConfig, SearchConfig
 from nasi_jax.correlation import COEFFICIENTS
 from nasi_jax.recipe import RECIPES, TrainConfig
 from nasi_jax.search import Run
+from nasi_jax.train import num_cells_of
 
 _SECONDS_BETWEEN_LINES = 10.0
 
@@ -240,7 +241,8 @@ class Train(Compiling):
         if self.seeds < 1:
             raise ValueError(f"seeds must be from 1 to 1000, got {self.seeds}")
         config = self.config
-        sizes = f"init_channels {config.init_channels}, num_cells {config.num_cells}"
+        cells = num_cells_of(genotype, config)
+        sizes = f"init_channels {config.init_channels}, num_cells {cells}"
         program = f"a training step, recipe {config.recipe}, {sizes}, batch {config.batch_size}"
         with _progress(program) as report:
             if self.seeds == 1:
@@ -463,7 +465,9 @@ def main(arguments: list[str] | None = None) -> None:
     except (FloatingPointError, OSError, MemoryError, jax.errors.JaxRuntimeError) as error:
         _fail(str(error) or type(error).__name__, 1)
     except KeyboardInterrupt:
-        _fail("stopped; the same command with --resume goes on where it was", 130)
+        once = given[:1] in (["export"], ["predict"], ["show"])
+        rest = "" if once else "; the same command with --resume goes on where it was"
+        _fail(f"stopped{rest}", 130)
 
 
 _Command = Search | Score | Compare | Rank | Train | Export | Predict | Show

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
 from nasi_jax import files
@@ -190,12 +191,12 @@ def restored(manager: ocp.CheckpointManager, like: Any) -> Any:
       ValueError: if it cannot be read.
     """
     done = manager.latest_step()
+    # As numpy's arrays: others orbax would put on the devices that they were saved from.
+    like = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), like)
     try:
-        content = manager.restore(done, args=ocp.args.StandardRestore(like))
+        return manager.restore(done, args=ocp.args.StandardRestore(like))
     except Exception as error:  # a damaged checkpoint fails in many ways
         raise ValueError(
-            f"cannot read the checkpoint {manager.directory / str(done)}, start again with "
-            f"--overwrite: {textwrap.shorten(str(error), 160)}"
+            f"cannot read the checkpoint {manager.directory / str(done)}: "
+            f"{textwrap.shorten(str(error), 160)}"
         ) from error
-    # By way of the host: tied to a device, as orbax has it, it would compile another step.
-    return jax.device_get(content)

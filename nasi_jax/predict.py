@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, cast
 import jax
 import jax.numpy as jnp
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from nasi_jax import data
 from nasi_jax.train import prepared
@@ -78,7 +78,10 @@ def _read(path: Path, size: int) -> np.ndarray:
     """An image file as `[size, size, 3]`, from 0 to 255."""
     try:
         with Image.open(path) as image:
-            pixels = np.asarray(image.convert("RGB"))
+            if image.mode[0] in "IF":
+                raise ValueError("it has more than 8 bits a channel")
+            # Upright, as its camera says.
+            pixels = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
     except Exception as error:  # a damaged file fails in many ways
         raise ValueError(f"cannot read {path} as an image: {error}") from error
     return data.resize(pixels, size).astype(np.float32)

@@ -38,8 +38,9 @@ class TrainConfig:
     """What a training depends on, besides the genotype. The defaults are the recipe `quick`.
 
     Attributes:
-      recipe: quick (minutes on two cores), nasbench201, darts-cifar10, darts-cifar100 or
-        darts-imagenet, which give the settings that are not given; see `RECIPES`.
+      recipe: the name of what the settings began as: quick, nasbench201, darts-cifar10,
+        darts-cifar100 or darts-imagenet. The command line begins with them;
+        elsewhere they are `RECIPES[name]`.
       data: digits (no download), a path to an .npz with x_train, y_train, x_test and y_test, or the
         name of a tensorflow-datasets data set, such as cifar10.
       labels: true, or random (uniform over the classes).
@@ -69,7 +70,8 @@ class TrainConfig:
       depthwise: shift or lax, two ways to compute depthwise convolutions; auto chooses by device.
       init: he_normal, he_uniform, xavier_normal, lecun_normal or pytorch.
       init_channels: channels of the first cells; NAS-Bench-101's networks have their own size.
-      num_cells: cells; in NAS-Bench-201, cells in each of the 3 stages.
+      num_cells: cells; in NAS-Bench-201, cells in each of the 3 stages. As few as there can be if
+        not given: 3 in all, or 1 in each stage.
       stem: cifar, or imagenet (images are halved three times first), of darts.
       image_size: height and width of the images that the network sees, a multiple of 4.
       data_dir: where tensorflow-datasets keeps its data sets.
@@ -106,7 +108,7 @@ class TrainConfig:
     depthwise: str = "auto"
     init: str = "pytorch"
     init_channels: int = 16
-    num_cells: int = 1
+    num_cells: int | None = None
     stem: str = "cifar"
     image_size: int = 32
     data_dir: str | None = None
@@ -131,6 +133,10 @@ class TrainConfig:
                 f"got {self.micro_batches} of a batch of {self.batch_size}: a smaller norm_group "
                 "allows more, and remat saves memory with any"
             )
+        if self.cutout % 2:
+            raise ValueError(f"cutout must be even, got {self.cutout}")
+        if self.jitter[3] > 0.5:
+            raise ValueError(f"the hue of jitter must be at most 0.5, got {self.jitter[3]}")
         if self.warmup_epochs >= self.epochs:
             raise ValueError(
                 f"warmup_epochs must be below epochs, {self.epochs}, got {self.warmup_epochs}"
@@ -190,9 +196,11 @@ RECIPES: dict[str, TrainConfig] = {
 }
 """The recipes by name.
 
-`nasbench201` is how the benchmark trained (Dong and Yang, 2020); `quick` is a smaller network with
-fewer epochs of it. Those of DARTS are what the authors of NASI released with HNAS, and very likely
-NASI's own; its 1,024 images of ImageNet on 8 devices have statistics over 128 each. Differently
-from all of them, learning rates change at every step rather than every epoch, a last batch that the
-images do not fill is left out, and the linear schedule falls on one slope.
+`nasbench201` is how the benchmark trained (Dong and Yang, 2020); `quick` is like it, with a smaller
+network, fewer epochs and smaller batches. Those of DARTS are what the authors of NASI released with
+HNAS, and very likely NASI's own; its 1,024 images of ImageNet on 8 devices have statistics over 128
+each. Differently from all of them, learning rates change at every step rather than every epoch, a
+last batch that the images do not fill is left out, the linear schedule falls on one slope, and
+images of other shapes are squeezed to squares, for `darts-imagenet` of 256 pixels, before they are
+cropped, in training and in tests.
 """

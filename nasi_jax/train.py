@@ -164,7 +164,11 @@ def training(genotype: AnyGenotype, config: TrainConfig, images: Images) -> Trai
         def of_part(part: _Part) -> Any:
             return gradient(state.params, state.batch_stats, part, rate)
 
-        grads, (stats, score) = _mean_over_parts(of_part, batch, config.micro_batches)
+        grads, (stats, score) = (
+            of_part(batch)
+            if config.micro_batches == 1
+            else _mean_over_parts(of_part, _parts(batch, config.micro_batches, config.norm_group))
+        )
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         running = optax.incremental_update(stats, state.batch_stats, 1 - _STATISTICS_MOMENTUM)
@@ -205,11 +209,19 @@ def network_of(genotype: AnyGenotype, config: TrainConfig, num_classes: int) -> 
             f"only networks of darts have {', '.join(only_darts)}, got {', '.join(given)} for one "
             "of NAS-Bench: use the recipe quick or nasbench201"
         )
-    if config.image_size % 4 or config.image_size < 8:
+    factor = 32 if config.stem == "imagenet" else 4
+    if config.image_size % factor or config.image_size < 8:
         raise ValueError(
-            f"image_size must be at least 8 and a multiple of 4, got {config.image_size}"
+            f"image_size must be at least 8 and a multiple of {factor} with stem {config.stem}, "
+            f"got {config.image_size}"
         )
-    space = search_space(name, init_channels=config.init_channels, num_cells=config.num_cells)
+    if config.stem == "imagenet" and config.init_channels < 2:
+        raise ValueError(
+            f"stem imagenet takes an init_channels of 2 or more, got {config.init_channels}"
+        )
+    space = search_space(
+        name, init_channels=config.init_channels, num_cells=num_cells_of(genotype, config)
+    )
     darts = {"stem": config.stem, "auxiliary": config.auxiliary_weight > 0}
     network = cast(Any, space).network(
         genotype,
@@ -223,6 +235,12 @@ def network_of(genotype: AnyGenotype, config: TrainConfig, num_classes: int) -> 
         **(darts if name == "darts" else {}),
     )
     return cast(nn.Module, network)
+
+
+def num_cells_of(genotype: AnyGenotype, config: TrainConfig) -> int:
+    """The cells of its network, in a stage or, of darts, in all."""
+    least = 3 if isinstance(genotype, DartsGenotype) else 1
+    return least if config.num_cells is None else config.num_cells
 
 
 def optimizer_of(config: TrainConfig, steps_per_epoch: int) -> optax.GradientTransformation:
@@ -285,16 +303,29 @@ _Result = tuple[Any, tuple[Any, Score]]
 """Gradients, and statistics and the score."""
 
 
-def _mean_over_parts(fn: Callable[[_Part], _Result], batch: _Part, num_parts: int) -> _Result:
-    """Gradients and statistics as means over equal parts of the batch, scores as sums."""
-    if num_parts == 1:
-        return fn(batch)
-    parts = jax.tree.map(lambda leaf: leaf.reshape(num_parts, -1, *leaf.shape[1:]), batch)
+def _parts(batch: _Part, num_parts: int, group: int | None) -> _Part:
+    """Parts `[num_parts, ...]` of the batch, of whole groups, which they take in turns.
+
+    In turns, so that each device has a share of every part where the devices share the batch.
+    """
+
+    def divided(leaf: jax.Array) -> jax.Array:
+        shape = leaf.shape[1:]
+        turns = jnp.swapaxes(leaf.reshape(-1, num_parts, group or 1, *shape), 0, 1)
+        return turns.reshape(num_parts, -1, *shape)
+
+    return jax.tree.map(divided, batch)
+
+
+def _mean_over_parts(fn: Callable[[_Part], _Result], parts: _Part) -> _Result:
+    """Gradients and statistics as means over parts of the batch, scores as sums."""
+    num_parts = len(parts.labels)
 
     def add(total: _Result, part: _Part) -> tuple[_Result, None]:
         return jax.tree.map(jnp.add, total, fn(part)), None
 
-    shapes = jax.eval_shape(fn, jax.tree.map(lambda leaf: leaf[0], parts))
+    one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), parts)
+    shapes = jax.eval_shape(fn, one)
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
     (grads, (stats, score)), _ = jax.lax.scan(add, zeros, parts)
     grads, stats = jax.tree.map(lambda leaf: leaf / num_parts, (grads, stats))

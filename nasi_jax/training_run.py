@@ -11,7 +11,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import flax.linen as nn
 import jax
@@ -35,6 +35,7 @@ from nasi_jax.train import (
     Training,
     TrainState,
     learning_rate_of,
+    num_cells_of,
     size_of,
     training,
 )
@@ -127,7 +128,7 @@ def train(
             out, "training", settings, FILES, resume=resume, overwrite=overwrite
         ) as checkpoints,
     ):
-        files.write_bytes(out / "data.json", files.json_text(sets.description()).encode())
+        _check_data(out, sets, begun=checkpoints.latest_step() is not None)
         loop = _Loop(algorithm, config, sets, checkpoints, out, on_progress)
         loop.run()
         loop.write_metrics()
@@ -241,10 +242,10 @@ def saved(out: Path) -> tuple[AnyGenotype, TrainConfig, int]:
 
 def sizes_of(network: Trained) -> dict[str, Any]:
     """The sizes of a network that `nasi_jax.export.module_source` takes."""
-    config = network.config
-    if isinstance(network.genotype, Nasbench101Genotype):
+    genotype, config = network.genotype, network.config
+    if isinstance(genotype, Nasbench101Genotype):
         return {}
-    sizes = {"init_channels": config.init_channels, "num_cells": config.num_cells}
+    sizes = {"init_channels": config.init_channels, "num_cells": num_cells_of(genotype, config)}
     return {**sizes, "stem": config.stem}
 
 
@@ -258,6 +259,17 @@ def _checked(genotype: AnyGenotype, config: TrainConfig) -> tuple[_Sets, Trainin
         )
     sets = _Sets(config)
     return sets, training(genotype, config, sets.images)
+
+
+def _check_data(out: Path, sets: _Sets, *, begun: bool) -> None:
+    """Writes what the images are like, which must not change once the training has begun."""
+    text, path = files.json_text(sets.description()), out / "data.json"
+    if begun and (not path.exists() or path.read_text() != text):
+        raise ValueError(
+            f"the images are not those that the training in {out} began with, of which "
+            f"{path} has the number, the classes, the mean and the standard deviation"
+        )
+    files.write_bytes(path, text.encode())
 
 
 def _settings(genotype: AnyGenotype, config: TrainConfig) -> dict[str, Any]:
@@ -279,8 +291,8 @@ class _Sets:
             )
 
         self.train, self.test = load("train"), load("test")
-        first, _ = self.train.images(np.arange(1))
-        self.dtype = first.dtype
+        (first,), _ = self.train.read(np.arange(1))
+        self.dtype = np.uint8 if first.dtype == np.uint8 else np.float32
         self.images = Images(
             self.train.num_classes,
             self.train.num_examples,
@@ -296,17 +308,19 @@ class _Sets:
         return {**fields, **moments, "class_names": list(self.train.class_names)}
 
     def read(self, dataset: data.Dataset, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Raw images and labels, always of one dtype, for which the step is compiled."""
+        """Raw images and labels; uint8 where they were before they were resized."""
         images, labels = dataset.images(indices)
-        if images.dtype != self.dtype:  # resized, as others of the set were not
-            images = np.rint(images) if self.dtype == np.uint8 else images
-        return images.astype(self.dtype), labels
+        rounded = np.rint(images) if self.dtype == np.uint8 else images
+        return rounded.astype(self.dtype), labels
 
 
 def stored_size(config: TrainConfig) -> int:
     """Height and width that images are brought to before they are cropped: 256 for 224."""
     size = config.image_size
     return 4 * round(size * 8 / 7 / 4) if config.crop == "resized" else size
+
+
+_Arrays = TypeVar("_Arrays", bound=tuple[np.ndarray, ...])
 
 
 class _Progress(NamedTuple):
@@ -343,22 +357,23 @@ class _Loop:
         self.replicated = NamedSharding(mesh, PartitionSpec())
         self.split = NamedSharding(mesh, PartitionSpec("batch"))
         self.history = np.zeros((0, len(COLUMNS)))
-        self.saved = self.epoch_began = self.step_seconds = 0.0
+        self.saved = self.epoch_began = self.step_seconds = self.test_seconds = 0.0
 
     def run(self) -> None:
         """Trains to the end."""
-        self.on_progress("compiling", self.num_steps, 0, 0.0, "")
         state, totals, self.history = self._start()
         first = int(state.step)
         if first == self.num_steps:
             return
+        self.on_progress("compiling", self.num_steps, 0, 0.0, "")
         state = jax.device_put(state, self.replicated)
         step, evaluate = self._compiled(state)
         self.on_progress("compiled", self.num_steps, first, 0.0, "")
         self.saved = self.epoch_began = time.monotonic()
         epoch_first = first
         pending: Score | None = None
-        for done, batch in enumerate(self._batches(first), first + 1):
+        batches = _read_ahead(self._batch, range(first, self.num_steps))
+        for done, batch in enumerate(batches, first + 1):
             state, score = step(self.step_key, state, *jax.device_put(batch, self.split))
             # The score of the step before, so that the device has this step to do meanwhile.
             totals = self._add(totals, pending, done - 1)
@@ -398,16 +413,6 @@ class _Loop:
     def _batch(self, step: int) -> tuple[np.ndarray, np.ndarray]:
         train = self.sets.train
         return self.sets.read(train, train.indices(self.data_key, step, self.config.batch_size))
-
-    def _batches(self, first: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """The batches from a step on, read ahead in other threads."""
-        # Inside the method: it takes most of a second to import.
-        import grain
-
-        threads = min(16, os.cpu_count() or 1)
-        options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
-        steps = grain.MapDataset.range(first, self.num_steps)
-        return iter(steps.map(self._batch).to_iter_dataset(options))
 
     def _add(self, totals: np.ndarray, score: Score | None, step: int) -> np.ndarray:
         """The sums over the epoch with those of a step, the first of which is 1."""
@@ -456,15 +461,21 @@ class _Loop:
 
     def _tested(self, state: TrainState, evaluate: Any) -> tuple[float, float]:
         """Loss and accuracy in percent over all test images."""
-        test, size = self.sets.test, self.config.batch_size
+        begun = time.monotonic()
+        num = self.sets.test.num_examples
         loss, correct = 0.0, 0.0
-        for start in range(0, test.num_examples, size):
-            indices = np.arange(start, start + size)
-            weights = (indices < test.num_examples).astype(np.float32)
-            batch = self.sets.read(test, np.minimum(indices, test.num_examples - 1))
-            score = evaluate(state, *jax.device_put((*batch, weights), self.split))
+        for batch in _read_ahead(self._test_batch, range(-(-num // self.config.batch_size))):
+            score = evaluate(state, *jax.device_put(batch, self.split))
             loss, correct = loss + float(score.loss), correct + float(score.num_correct)
-        return loss / test.num_examples, 100 * correct / test.num_examples
+        self.test_seconds = time.monotonic() - begun
+        return loss / num, 100 * correct / num
+
+    def _test_batch(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Images, labels, and weights, which are 0 for what fills the last batch up."""
+        test, size = self.sets.test, self.config.batch_size
+        indices = np.arange(index * size, (index + 1) * size)
+        weights = (indices < test.num_examples).astype(np.float32)
+        return *self.sets.read(test, np.minimum(indices, test.num_examples - 1)), weights
 
     def _check(self, state: TrainState) -> None:
         if not math.isfinite(float(optax.tree.norm((state.params, state.batch_stats)))):
@@ -495,7 +506,19 @@ class _Loop:
         if len(self.history):
             figures += f"  test {self.history[-1, COLUMNS.index('test_accuracy')]:.2f} %"
         figures += f"  {size / self.step_seconds:.0f} images/s"
-        self.on_progress("training", self.num_steps, done, self.step_seconds, figures)
+        seconds = self.step_seconds + self.test_seconds / self.steps_per_epoch
+        self.on_progress("training", self.num_steps, done, seconds, figures)
+
+
+def _read_ahead(read: Callable[[int], _Arrays], numbers: range) -> Iterator[_Arrays]:
+    """What is read for each of the numbers, in their order, by other threads meanwhile."""
+    # Inside the function: it takes most of a second to import.
+    import grain
+
+    threads = min(8, os.cpu_count() or 1)
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)
+    batches = grain.MapDataset.range(numbers.start, numbers.stop).map(read)
+    return iter(batches.to_iter_dataset(options))
 
 
 def _restored(

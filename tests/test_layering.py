@@ -39,7 +39,7 @@ ALLOWED = {
     "predict": {"data", "train", "training_run"},
     "cli": {
         *("files", "config", "search", "cache", "correlation", "experiment", "population"),
-        *("ranking", "recipe", "export", "training_run", "predict"),
+        *("ranking", "recipe", "export", "train", "training_run", "predict"),
     },
 }
 """What each room may import from the package, besides itself."""
