@@ -13,7 +13,7 @@ import json
 import platform
 import shutil
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,34 +63,6 @@ def claimed(out: Path, what: str) -> Iterator[None]:
         yield
 
 
-@contextlib.contextmanager
-def checkpoints(
-    out: Path,
-    what: str,
-    settings: Mapping[str, Any],
-    names: Sequence[str],
-    *,
-    resume: bool,
-    overwrite: bool,
-) -> Iterator[ocp.CheckpointManager]:
-    """The checkpoints of a run of these very settings, in a directory as `prepare` leaves it.
-
-    Args:
-      out: as for `prepare`.
-      what: as for `prepare`.
-      settings: as for `prepare`.
-      names: as for `prepare`.
-      resume: as for `prepare`.
-      overwrite: as for `prepare`.
-
-    Raises:
-      ValueError: as `prepare`.
-    """
-    prepare(out, what, settings, names, resume=resume, overwrite=overwrite)
-    with opened(out) as manager:
-        yield manager
-
-
 def prepare(
     out: Path,
     what: str,
@@ -99,6 +71,7 @@ def prepare(
     *,
     resume: bool,
     overwrite: bool,
+    saved: Callable[[], Mapping[str, Any]] | None = None,
 ) -> None:
     """Makes a directory one of a run of these very settings, which may be written to.
 
@@ -109,6 +82,8 @@ def prepare(
       names: the files of such a run, and all that `overwrite` removes.
       resume: whether to go on with the run that the directory holds, if it holds one.
       overwrite: whether to remove what an earlier run left.
+      saved: reads the settings of the run that the directory holds; they are as `config.json` has
+        them if not given.
 
     Raises:
       ValueError: if the directory holds a run and neither is set, or one of other settings.
@@ -124,7 +99,7 @@ def prepare(
             "--resume, replace it with --overwrite, or name another directory"
         )
     elif present:
-        _check_same(saved_settings(out, what), settings, what)
+        _check_same(saved() if saved else saved_settings(out, what), settings, what)
     files.write_bytes(out / "config.json", files.json_text(settings).encode())
 
 
@@ -170,7 +145,7 @@ def saved_settings(out: Path, what: str) -> dict[str, Any]:
 
 def _check_same(kept: Mapping[str, Any], given: Mapping[str, Any], what: str) -> None:
     # As JSON has them: tuples are lists there.
-    given = json.loads(json.dumps(given))
+    kept, given = (json.loads(json.dumps(each)) for each in (kept, given))
     differences = [
         f"{name} {kept.get(name)} not {given.get(name)}"
         for name in {**given, **kept}
@@ -192,7 +167,9 @@ def restored(manager: ocp.CheckpointManager, like: Any) -> Any:
     """
     done = manager.latest_step()
     # As numpy's arrays: others orbax would put on the devices that they were saved from.
-    like = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), like)
+    like = jax.tree.map(
+        lambda leaf: np.empty(leaf.shape, leaf.dtype) if hasattr(leaf, "dtype") else leaf, like
+    )
     try:
         return manager.restore(done, args=ocp.args.StandardRestore(like))
     except Exception as error:  # a damaged checkpoint fails in many ways

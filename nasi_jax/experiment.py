@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import functools
 import io
@@ -174,17 +175,17 @@ def search(
         return dataset.batch(data_key, step, batch_size)
 
     batches(0)
-    with (
-        directory.claimed(out, "search"),
-        directory.checkpoints(
+    with directory.claimed(out, "search"), contextlib.ExitStack() as stack:
+        directory.prepare(
             out,
             "search",
             configuration.to_dict(config),
             FILES,
             resume=resume,
             overwrite=overwrite,
-        ) as checkpoints,
-    ):
+            saved=lambda: configuration.to_dict(saved_config(out).resolved()),
+        )
+        checkpoints = stack.enter_context(directory.opened(out))
         start = _restored(checkpoints, jax.eval_shape(algorithm.init, search_key, batches(0)))
         saved = time.monotonic()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
 import io
@@ -122,12 +123,9 @@ def train(
     """
     sets, algorithm = _checked(genotype, config)
     settings = _settings(genotype, config)
-    with (
-        directory.claimed(out, "training"),
-        directory.checkpoints(
-            out, "training", settings, FILES, resume=resume, overwrite=overwrite
-        ) as checkpoints,
-    ):
+    with directory.claimed(out, "training"), contextlib.ExitStack() as stack:
+        directory.prepare(out, "training", settings, FILES, resume=resume, overwrite=overwrite)
+        checkpoints = stack.enter_context(directory.opened(out))
         _check_data(out, sets, begun=checkpoints.latest_step() is not None)
         loop = _Loop(algorithm, config, sets, checkpoints, out, on_progress)
         loop.run()

@@ -392,7 +392,7 @@ def test_resuming_a_finished_training_writes_the_same_again(copy, finished):
     before = kept(copy)
     for name in ("summary.json", "metrics.csv", "curves.png"):
         (copy / name).unlink()
-    assert train(copy, resume=True) == [("compiling", 0)]
+    assert train(copy, resume=True) == []
     assert_same(kept(copy), before)
     for name in ("summary.json", "metrics.csv"):
         assert (copy / name).read_bytes() == (finished[0] / name).read_bytes()
@@ -435,6 +435,31 @@ def test_a_spoilt_configuration_is_not_read(copy, content, message):
             read(copy)
         assert "config.json is not the configuration of a training: " in str(caught.value)
         assert message in str(caught.value)
+
+
+def test_a_training_does_not_go_on_with_other_images(tmp_path):
+    """A file of the same name and of the same number of images."""
+    digits = data.load("digits", split="train", image_size=8)
+    images, labels = digits.images(np.arange(200))
+    file = tmp_path / "images.npz"
+
+    def save(scale):
+        arrays = {
+            f"{x}_{part}": each
+            for part in ("train", "test")
+            for x, each in (("x", scale * images), ("y", labels))
+        }
+        np.savez(file, **arrays)
+
+    save(1)
+    config = dataclasses.replace(CONFIG, epochs=1, data=str(file), batch_size=100)
+    train(tmp_path / "out", config)
+    before = {name: content for name, (content, _) in snapshot(tmp_path / "out").items()}
+    save(2)
+    with pytest.raises(ValueError, match="the images are not those that the training in"):
+        training_run.train(GENOTYPE, config, tmp_path / "out", resume=True)
+    after = {name: content for name, (content, _) in snapshot(tmp_path / "out").items()}
+    assert after == before
 
 
 @pytest.mark.parametrize("content", [None, "", "3", "{}", '{"class_names": ["a"]}'])
@@ -682,7 +707,6 @@ def test_finished_seeds_are_not_trained_again(seeds, tmp_path):
     stop = False
     training_run.train_seeds(GENOTYPE, ONE_EPOCH, tmp_path, 2, resume=True, **options)
     assert told == [
-        ("compiling", 0, "seed 3"),
         ("compiling", 0, "seed 4"),
         ("compiled", 0, "seed 4"),
         *[("training", done, "seed 4") for done in range(1, PER_EPOCH + 1)],
@@ -805,3 +829,9 @@ def test_two_devices_train_as_one(tmp_path):
         # One image that lies on the border of two classes.
         for column, images in (("train_accuracy", PER_EPOCH * 128), ("test_accuracy", 297)):
             np.testing.assert_allclose(two[column], one[column], rtol=0, atol=100.1 / images)
+        # What two devices saved is read by one.
+        trained, read = (training_run.trained(tmp_path / each / name) for each in ("one", "two"))
+        for leaf, expected in zip(
+            jax.tree.leaves(read.variables), jax.tree.leaves(trained.variables), strict=True
+        ):
+            np.testing.assert_allclose(leaf, expected, rtol=1e-2, atol=1e-3)
