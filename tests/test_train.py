@@ -15,6 +15,7 @@ from nasi_jax.train import (
     Images,
     learning_rate_of,
     network_of,
+    num_cells_of,
     optimizer_of,
     prepared,
     size_of,
@@ -435,12 +436,9 @@ def test_training_agrees_with_pytorch(tmp_path, genotype, config):
     )
     algorithm = training(genotype, config, IMAGES)
     state = jax.jit(algorithm.init)(jax.random.key(1))
+    sizes = {"init_channels": config.init_channels, "num_cells": num_cells_of(genotype, config)}
     source = export.module_source(
-        genotype,
-        "torch",
-        num_classes=3,
-        **({} if genotype is SPEC else {"init_channels": config.init_channels}),
-        **({} if genotype is SPEC else {"num_cells": config.num_cells}),
+        genotype, "torch", num_classes=3, **({} if genotype is SPEC else sizes)
     )
     module = {"__name__": "exported"}
     exec(compile(source, "exported.py", "exec"), module)
