@@ -339,8 +339,7 @@ class Export:
             raise ValueError(f"--out names the Python file, beside which goes {weights.name}")
         # Before either is written.
         for path in (self.out, weights):
-            if path.exists() and not self.overwrite:
-                raise ValueError(f"{path} is there already: replace it with --overwrite")
+            files.check_absent(path, overwrite=self.overwrite)
         network = training_run.trained(checkpoint)
         images = network.images
         mean, std = (part / images.scale for part in (images.mean, images.std))

@@ -27,14 +27,23 @@ def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def check_absent(path: Path, *, overwrite: bool) -> None:
+    """Refuses a file that is there already, unless `overwrite` is set.
+
+    Raises:
+      ValueError: if it is refused.
+    """
+    if path.exists() and not overwrite:
+        raise ValueError(f"{path} is there already: replace it with --overwrite")
+
+
 def write(path: Path, content: bytes, *, overwrite: bool) -> None:
     """Writes a file that is not there yet.
 
     Raises:
       ValueError: if the file is there and `overwrite` is not set, or it cannot be written.
     """
-    if path.exists() and not overwrite:
-        raise ValueError(f"{path} is there already: replace it with --overwrite")
+    check_absent(path, overwrite=overwrite)
     try:
         write_bytes(path, content)
     except OSError as error:

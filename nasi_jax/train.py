@@ -228,7 +228,7 @@ def network_of(genotype: AnyGenotype, config: TrainConfig, num_classes: int) -> 
         num_classes,
         norm="running",
         init=config.init,
-        dtype=jnp.bfloat16 if config.precision == "bfloat16" else None,
+        dtype=jnp.dtype(config.precision),
         depthwise=config.depthwise,
         norm_group=config.norm_group,
         remat=config.remat,

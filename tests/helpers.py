@@ -1,5 +1,8 @@
-"""A search space that compiles in a moment, and the trace and its derivative written out."""
+"""A search space that compiles in a moment, the trace and its derivative written out, a lock."""
 
+import contextlib
+import subprocess
+import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +13,28 @@ import numpy as np
 
 from nasi_jax.cells.norm import Norm
 from nasi_jax.types import Batch
+
+HOLD = """
+import sys
+from pathlib import Path
+from nasi_jax import directory
+with directory.claimed(Path(sys.argv[1]), "search"):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+@contextlib.contextmanager
+def held(out):
+    """While another process has claimed a directory."""
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(out)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as holder:
+        assert holder.stdout.readline() == "held\n"
+        yield
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ import jax
 import numpy as np
 import pytest
 import tiny
+from helpers import held
 
 from nasi_jax import experiment, files
 from nasi_jax.cells import genotype_from_dict, parse_genotype
@@ -481,25 +482,9 @@ def test_wrong_settings_remove_nothing(copy):
     assert snapshot(copy) == before
 
 
-HOLD = """
-import sys
-from pathlib import Path
-from nasi_jax import directory
-with directory.claimed(Path(sys.argv[1]), "search"):
-    print("held", flush=True)
-    sys.stdin.read()
-"""
-
-
 def test_a_directory_in_use_is_left_alone(copy):
     before = snapshot(copy)
-    with subprocess.Popen(
-        [sys.executable, "-c", HOLD, str(copy)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as holder:
-        assert holder.stdout.readline() == "held\n"
+    with held(copy):
         for options in ({}, {"resume": True}, {"overwrite": True}):
             with pytest.raises(ValueError, match="is in use by another search"):
                 experiment.search(tiny.CONFIG, copy, **options)
