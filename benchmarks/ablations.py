@@ -25,16 +25,17 @@ from typing import Annotated, Any, cast
 
 import numpy as np
 import tyro
+from estimates import Reader, print_error
 from matplotlib.figure import Figure
 from measuring import write_record
 from samples import (
     Samples,
-    accuracies_of,
     alphas,
     check,
     sampled,
     selected,
     settings,
+    share,
     shown,
     smallest,
     summary,
@@ -184,7 +185,9 @@ def main() -> None:
         config = replace(config, seeds=2, only=("labels: random",))
     table = tables.load(config.table)
     check(table, [config.column])
-    columns = [each for each in (config.column, config.test_column) if each in table.columns]
+    readers = [
+        Reader(table, each) for each in (config.column, config.test_column) if each in table.columns
+    ]
     seeds = range(search.seed, search.seed + config.seeds)
     space, found = sampled(search, seeds, config.out / "samples")
     chosen = readings(space, found, search)
@@ -195,22 +198,28 @@ def main() -> None:
         space, found = sampled(changed, seeds, config.out / "samples")
         chosen[name] = [reading(space, samples, as_given(changed)) for samples in found]
     rows = {
-        name: {column: summary(accuracies_of(table, column, cells)) for column in columns}
+        name: {
+            column: summary(values)
+            for reader in readers
+            for column, values in reader(cells).items()
+        }
         for name, cells in chosen.items()
     }
+    columns = [column for reader in readers for column in reader.columns]
     print(f"| {search.space} | {' | '.join(columns)} | searches in the table |")
     print("| --- " * (len(columns) + 2) + "|")
     for name, row in rows.items():
         figures = " | ".join(map(shown, row.values()))
-        first = row[columns[0]]
-        print(f"| {name} | {figures} | {first['found']} of {first['of']} |")
+        print(f"| {name} | {figures} | {share(row[config.column])} |")
+    print_error(error := readers[0].error(space))
     record = {
         "config": settings(config, search),
         "rows": rows,
+        "error of the estimates": error,
         "selected": {name: [cell.to_text() for cell in cells] for name, cells in chosen.items()},
     }
     write_record(config.out, "ablations", record)
-    plot.save(draw(rows, columns[0]), config.out / "ablations.png")
+    plot.save(draw(rows, readers[0].columns[-1]), config.out / "ablations.png")
 
 
 if __name__ == "__main__":

@@ -190,9 +190,9 @@ def summary(accuracies: np.ndarray) -> dict[str, Any]:
     }
 
 
-def line(label: str, found: dict[str, Any]) -> str:
-    """A summary as a line of a table."""
-    return f"| {label} | {shown(found)} | {found['found']} of {found['of']} |"
+def share(found: dict[str, Any]) -> str:
+    """How many of a summary's cells the table has."""
+    return f"{found['found']} of {found['of']}"
 
 
 def shown(found: dict[str, Any]) -> str:

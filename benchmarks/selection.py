@@ -23,21 +23,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, cast
+from typing import Annotated, Any, cast
 
 import numpy as np
 import tyro
+from estimates import Reader, print_error
 from matplotlib.figure import Figure
 from measuring import write_record
 from samples import (
-    accuracies_of,
     alphas,
     check,
-    line,
     sampled,
     selected,
     settings,
+    share,
     short_hash,
+    shown,
     smallest,
     summary,
 )
@@ -67,8 +68,8 @@ class Config:
     """The smallest run that goes through all of it, for tests."""
 
 
-def rivals(config: Config, table: tables.Table) -> dict[str, np.ndarray]:
-    """Accuracies of what is chosen among as many random cells as a search has steps, by seed."""
+def rivals(config: Config, table: tables.Table) -> dict[str, list[Any]]:
+    """What is chosen among as many random cells as a search has steps, from each seed."""
     search, steps = config.search, cast(int, config.search.steps)
     shared = ("space", "data", "data_dir", "labels", "norm", "init", "ops", "image_size")
     scoring = ScoreConfig(
@@ -79,21 +80,19 @@ def rivals(config: Config, table: tables.Table) -> dict[str, np.ndarray]:
         num_cells=search.num_cells,
         **{name: getattr(search, name) for name in shared},
     )
-    chosen: dict[str, list[np.ndarray]] = {"a random cell": []}
+    chosen: dict[str, list[Any]] = {"a random cell": []}
     chosen |= {f"of {steps} random cells {name}": [] for name in BY_PROXY.values()}
     for seed in range(search.seed, search.seed + config.seeds):
         own = replace(scoring, seed=seed)
         out = config.out / "random" / f"{short_hash(to_dict(own))}.csv"
         scores = population.score(own, out, resume=True)
-        accuracies = accuracies_of(table, config.column, map(parse_genotype, scores.genotypes))
-        chosen["a random cell"].append(accuracies)
+        cells = [parse_genotype(text) for text in scores.genotypes]
+        chosen["a random cell"] += cells
         for proxy, name in BY_PROXY.items():
             winner = int(np.argmax(scores.values[proxy][0]))
-            chosen[f"of {steps} random cells {name}"].append(accuracies[[winner]])
-    found = {name: np.concatenate(each) for name, each in chosen.items()}
+            chosen[f"of {steps} random cells {name}"].append(cells[winner])
     largest = int(np.nanargmax(table.values["params"]))
-    found["of the whole table the most parameters"] = table.values[config.column][[largest]]
-    return found
+    return chosen | {"of the whole table the most parameters": [table.genotype(largest)]}
 
 
 def draw(
@@ -112,7 +111,9 @@ def draw(
     for (name, values), style in zip(others.items(), styles, strict=True):
         if (each := summary(values))["mean"] is not None:
             axes.axhline(100 - each["mean"], color="#8c8c8c", linestyle=style, label=name)
-    axes.set(xlabel="search steps", ylabel=f"error, % (100 - {column})")
+    axes.set(
+        xlabel="search steps", ylabel=f"error, % (100 - {column})", xlim=(0.9, 1.1 * steps[-1])
+    )
     axes.set_xscale("log")
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small")
@@ -128,11 +129,12 @@ def main() -> None:
     config = replace(config, search=search, seeds=2 if config.smoke else config.seeds)
     table = tables.load(config.table)
     check(table, (config.column, "params"))
+    reader = Reader(table, config.column)
     seeds = range(search.seed, search.seed + config.seeds)
     space, found = sampled(search, seeds, config.out / "samples")
     total = cast(int, search.steps)
     steps = np.unique(np.geomspace(1, total, 12).round().astype(int))
-    accuracies, genotypes = [], []
+    chosen = []
     for samples in found:
         history = alphas(
             samples,
@@ -140,31 +142,39 @@ def main() -> None:
             penalty=cast(float, search.penalty),
             constraint=constraint_of(search),
         )
-        chosen = selected(space, history, steps.tolist())
-        genotypes.append(chosen[-1].to_text())
-        accuracies.append(accuracies_of(table, config.column, chosen))
-    by_step = np.array(accuracies)
-    others = rivals(config, table)
-    rows = {f"NASI, {total} steps": by_step[:, -1], **others}
-    print(f"| {', '.join(space.ops)} | {config.column} | in the table |")
-    print("| --- | --- | --- |")
-    for name, values in rows.items():
-        print(line(name, summary(values)))
+        chosen.append(selected(space, history, steps.tolist()))
+    genotypes = [cells[-1] for cells in chosen]
+    others = {name: reader(cells) for name, cells in rivals(config, table).items()}
+    accuracies = {f"NASI, {total} steps": reader(genotypes), **others}
+    rows = {
+        name: {column: summary(values) for column, values in each.items()}
+        for name, each in accuracies.items()
+    }
+    print(f"| {', '.join(space.ops)} | {' | '.join(reader.columns)} | in the table |")
+    print("| --- " * (len(reader.columns) + 2) + "|")
+    for name, row in rows.items():
+        figures = " | ".join(map(shown, row.values()))
+        print(f"| {name} | {figures} | {share(row[config.column])} |")
+    print_error(error := reader.error(space))
     seconds = [float(np.sum(samples.seconds)) for samples in found]
     print(
         f"a search took {np.mean(seconds):.1f} s, and {found[0].compile_seconds:.1f} s to compile"
     )
+    complete = reader.columns[-1]
+    by_step = np.array([reader(cells)[complete] for cells in chosen])
     record = {
         "config": settings(config, search),
-        "rows": {name: summary(values) for name, values in rows.items()},
-        "selected": genotypes,
+        "rows": rows,
+        "error of the estimates": error,
+        "selected": [genotype.to_text() for genotype in genotypes],
         "steps": steps.tolist(),
         "accuracies": [[None if np.isnan(x) else x for x in row] for row in by_step.tolist()],
         "seconds": seconds,
         "compile_seconds": [samples.compile_seconds for samples in found],
     }
     write_record(config.out, "selection", record)
-    plot.save(draw(steps, by_step, others, config.column), config.out / "selection.png")
+    rest = {name: row[complete] for name, row in others.items()}
+    plot.save(draw(steps, by_step, rest, complete), config.out / "selection.png")
 
 
 if __name__ == "__main__":

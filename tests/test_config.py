@@ -193,9 +193,6 @@ def test_bounds_are_accepted(fields):
 PAPER = [
     ("nasi-fix", "darts", (100, 64, 2.0, 100.0, "fixed")),
     ("nasi-ada", "darts", (100, 64, 2.0, 500.0, "adaptive")),
-    ("nasi-ada", "nasbench1shot1-1", (390, 64, 1.0, 1000.0, "adaptive")),
-    ("nasi-ada", "nasbench1shot1-2", (390, 64, 1.0, 1000.0, "adaptive")),
-    ("nasi-ada", "nasbench1shot1-3", (390, 64, 1.0, 1000.0, "adaptive")),
 ]
 
 

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 import tiny
-from samples import accuracies_of, alphas, line, sampled, selected, summary
+from samples import accuracies_of, alphas, sampled, selected, share, shown, summary
 
 from nasi_jax import tables
 from nasi_jax.cells import parse_genotype
@@ -85,6 +85,6 @@ def test_means_are_over_what_a_table_has(tmp_path):
         "found": 2,
         "of": 3,
     }
-    assert line("cells", summary(found[1:2])) == "| cells | - | 0 of 1 |"
-    assert line("cells", summary(found[2:])) == "| cells | 63.00 | 1 of 1 |"
-    assert line("cells", summary(found)).startswith("| cells | 31.50 ± 31.50 | 2")
+    assert (shown(summary(found[1:2])), share(summary(found[1:2]))) == ("-", "0 of 1")
+    assert (shown(summary(found[2:])), share(summary(found[2:]))) == ("63.00", "1 of 1")
+    assert (shown(summary(found)), share(summary(found))) == ("31.50 ± 31.50", "2 of 3")

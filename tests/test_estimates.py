@@ -1,0 +1,107 @@
+"""Estimates of what a partial table lacks: exact where they can be, and of cells left out."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import selection
+from estimates import Reader, described
+
+from nasi_jax import parse_genotype, plot, tables
+from nasi_jax.cells import SEARCH_SPACES
+
+SPACE = SEARCH_SPACES["nasbench1shot1-1"]
+LINEAR = {"conv3x3-bn-relu": 0.05, "conv1x1-bn-relu": 0.01, "maxpool3x3": -0.03}
+
+
+@pytest.fixture(scope="module")
+def cells():
+    """200 different cells, in the form in which the benchmark has them."""
+    drawn = map(SPACE.sample, jax.random.split(jax.random.key(0), 300))
+    return list({cell.module_hash(): cell.prune() for cell in drawn}.values())[:200]
+
+
+def table(path, cells, accuracy):
+    lines = ["hash,adjacency,ops,params,val_108"]
+    for cell in cells:
+        bits = "".join(str(bit) for row in cell.matrix for bit in row)
+        lines.append(f'{cell.module_hash()},{bits},"{",".join(cell.ops)}",1,{accuracy(cell)}')
+    path.write_text("\n".join(lines) + "\n")
+    return tables.load(path)
+
+
+def linear(cell):
+    return 0.6 + sum(LINEAR[op] for op in cell.ops[1:-1])
+
+
+def test_paths_are_those_of_the_matrix(cells):
+    """The powers of the adjacency matrix count the paths of each length."""
+    for cell in cells:
+        paths, numbers = described(cell)
+        matrix, output = np.array(cell.matrix), len(cell.ops) - 1
+        for length in range(1, output + 1):
+            count = sum(count for path, count in paths.items() if len(path) == length - 1)
+            assert count == np.linalg.matrix_power(matrix, length)[0, -1]
+        assert sum(numbers[:3]) + 1 == numbers[3] == output
+        assert {op for path in paths for op in path} == set(cell.ops[1:-1])
+
+
+def test_estimates_are_exact_where_the_accuracy_is_linear(tmp_path, cells):
+    reader = Reader(table(tmp_path / "table.csv", cells[:150], linear), "val_108")
+    assert reader.columns == ["val_108", "val_108, gaps estimated"]
+    found, filled = reader(cells).values()
+    truth = 100 * np.array([linear(cell) for cell in cells])
+    np.testing.assert_allclose(found[:150], truth[:150])
+    np.testing.assert_array_equal(filled[:150], found[:150])
+    assert np.isnan(found[150:]).all()
+    assert np.abs(filled[150:] - truth[150:]).max() < 0.1 * np.std(truth)
+
+
+def test_the_error_is_of_cells_that_are_left_out(tmp_path, cells):
+    """Noise has nothing to learn, so an estimate that knew its cell would give itself away."""
+    noise = np.random.default_rng(0).uniform(0.2, 0.9, len(cells))
+    values = dict(zip(cells, noise, strict=True))
+    error = Reader(table(tmp_path / "noise.csv", cells, values.get), "val_108").error(SPACE)
+    assert error["cells"] > 100
+    assert abs(error["spearman"]) < 0.3
+    assert error["median_size"] > 10
+    error = Reader(table(tmp_path / "linear.csv", cells, linear), "val_108").error(SPACE)
+    assert error["spearman"] > 0.98
+    assert abs(error["median_error"]) <= error["median_size"] < 1
+
+
+def test_other_benchmarks_are_only_looked_up(tmp_path):
+    path = tmp_path / "table.csv"
+    cell = "|none~0|+|none~0|none~1|+|none~0|none~1|none~2|"
+    path.write_text(f"arch_str,val_1\n{cell},7\n")
+    reader = Reader(tables.load(path), "val_1")
+    assert reader.columns == ["val_1"]
+    assert reader.error(SPACE) is None
+
+
+def test_a_study_with_gaps(tmp_path, cells):
+    columns = ["val_108", "val_108, gaps estimated"]
+    table(tmp_path / "table.csv", cells, linear)
+    command = [
+        *(sys.executable, Path(selection.__file__), "--smoke", "--space", SPACE.name),
+        *("--table", tmp_path / "table.csv", "--column", "val_108", "--out", tmp_path),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    record = json.loads((tmp_path / "selection.json").read_text())
+    assert [list(row) for row in record["rows"].values()] == [columns] * 5
+    filled = [row[columns[1]] for row in record["rows"].values()]
+    assert all(row["found"] == row["of"] for row in filled)
+    chosen = [100 * linear(parse_genotype(text).prune()) for text in record["selected"]]
+    assert [each[-1] for each in record["accuracies"]] == pytest.approx(chosen, abs=1)
+    assert f"estimates of {record['error of the estimates']['cells']} cells" in done.stdout
+
+
+def test_a_picture_of_no_accuracy_at_all(tmp_path):
+    nothing = np.full((2, 2), np.nan)
+    figure = selection.draw(np.array([1, 5]), nothing, dict.fromkeys("abcd", nothing), "val_108")
+    plot.save(figure, tmp_path / "none.png")
+    assert (tmp_path / "none.png").read_bytes().startswith(b"\x89PNG")
