@@ -11,7 +11,8 @@ each of `seeds` seeds there is a search of `--steps` steps, whose samples serve 
 rule for nu and, where one search has one theta_0, their number (of n draws, step t takes the
 sample t of search t mod n); the other rows have searches of their own. The accuracies are those on
 validation images, so that defaults may be chosen by them: the test accuracies stand beside them
-where the table has them, and decide nothing. Searches that are done are kept, and not done again.
+where the table has them, and decide nothing. What a part of NAS-Bench-101 lacks is estimated, see
+estimates.py. Searches that are done are kept, and not done again.
 Prints a table, and writes ablations.json and ablations.png.
 """
 

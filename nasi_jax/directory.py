@@ -12,6 +12,7 @@ import importlib.metadata
 import json
 import platform
 import shutil
+import sys
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -24,15 +25,18 @@ import orbax.checkpoint as ocp
 from nasi_jax import files
 
 _PACKAGES = ("nasi-jax", "jax", "jaxlib", "flax", "optax", "numpy")
+_EXTRAS = ("neural-tangents", "tensorflow-datasets")
+"""Packages that a result depends on only if they were imported."""
 
 
 def provenance() -> dict[str, Any]:
     """The device and the versions that a result was made with."""
+    used = [name for name in _EXTRAS if sys.modules.get(name.replace("-", "_"))]
     return {
         "device": f"{jax.devices()[0].platform}: {jax.devices()[0].device_kind}",
         "versions": {
             "python": platform.python_version(),
-            **{name: importlib.metadata.version(name) for name in _PACKAGES},
+            **{name: importlib.metadata.version(name) for name in (*_PACKAGES, *used)},
         },
     }
 

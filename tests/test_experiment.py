@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import errno
+import importlib.metadata
 import itertools
 import json
 import os
@@ -11,6 +12,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import types
 
 import jax
 import numpy as np
@@ -18,7 +20,7 @@ import pytest
 import tiny
 from helpers import held
 
-from nasi_jax import experiment, files
+from nasi_jax import directory, experiment, files
 from nasi_jax.cells import genotype_from_dict, parse_genotype
 from nasi_jax.config import SearchConfig, from_dict, to_dict
 
@@ -137,6 +139,18 @@ def test_the_result_says_what_was_searched_and_how(finished):
     assert result["seconds"]["compile"] > 0 and result["seconds"]["search"] > 0
     assert result["device"].startswith(("cpu: ", "gpu: "))
     assert result["versions"].keys() >= {"python", "nasi-jax", "jax", "jaxlib", "flax", "numpy"}
+
+
+def test_versions_of_extras_stand_there_where_they_were_used(monkeypatch):
+    version = importlib.metadata.version
+    monkeypatch.delitem(sys.modules, "neural_tangents", raising=False)
+    known = {"neural-tangents": "0.6"}
+    monkeypatch.setattr(
+        importlib.metadata, "version", lambda name: known.get(name) or version(name)
+    )
+    assert "neural-tangents" not in directory.provenance()["versions"]
+    monkeypatch.setitem(sys.modules, "neural_tangents", types.ModuleType("neural_tangents"))
+    assert directory.provenance()["versions"]["neural-tangents"] == "0.6"
 
 
 def text_of(edges):
