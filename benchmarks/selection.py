@@ -15,8 +15,9 @@ each seed, among as many random cells of the operations searched as the search t
 them, the one of largest x (on one theta_0 and one batch), and the one of most parameters; and the
 cell of most parameters in the whole table. An x alone costs less than a step, which has its
 gradient as well. Where a table has only a part of the space, means are over what it has, and the
-share is printed; of NAS-Bench-101 what is missing is also estimated, see estimates.py. Searches that are done are kept, and not done again. Prints a table, and writes
-selection.json and selection.png.
+share is printed; of NAS-Bench-101 what is missing is also estimated, see estimates.py. Searches
+that are done are kept, and not done again. Prints a table, and writes selection.json and
+selection.png.
 """
 
 from __future__ import annotations
