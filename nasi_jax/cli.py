@@ -597,7 +597,7 @@ def _progress(program: str) -> Iterator[Callable[..., None]]:
                 source = ", from the cache" if events[cache.HIT] and not events[cache.MISS] else ""
                 print(f"compiled in {now - began:.1f} s{source}", file=sys.stderr)
             rest = datetime.timedelta(seconds=round((total - done) * seconds))
-            left = f"{rest} left" if done else ""
+            left = f"{rest} left" if seconds else ""
             progress.update(
                 task, description=stage, total=total, completed=done, left=left, figures=figures
             )
@@ -605,6 +605,7 @@ def _progress(program: str) -> Iterator[Callable[..., None]]:
             due = stage != printed_stage or now - printed > _SECONDS_BETWEEN_LINES
             if due and not told and not console.is_terminal:
                 printed_stage, printed = stage, now
-                print(f"{stage}  {done}/{total}  {left}  {figures}".rstrip(), file=sys.stderr)
+                parts = filter(None, (stage, f"{done}/{total}", left, figures))
+                print("  ".join(parts), file=sys.stderr)
 
         yield report

@@ -388,8 +388,9 @@ class _Loop:
             if ends:
                 self.epoch_began = time.monotonic()
             pending = score
-            counted = (done - 1) % self.steps_per_epoch + (pending is None)
-            self._report(done, done - epoch_first, totals, counted)
+            under_way = pending is not None
+            counted = (done - 1) % self.steps_per_epoch + (not under_way)
+            self._report(done, done - epoch_first - under_way, totals, counted)
 
     def _start(self) -> _Progress:
         if self.checkpoints.latest_step() is not None:
@@ -491,11 +492,15 @@ class _Loop:
             ) from error
         self.saved = time.monotonic()
 
-    def _report(self, done: int, in_epoch: int, totals: np.ndarray, counted: int) -> None:
-        """Tells where the training stands; `totals` are those of `counted` steps of the epoch."""
+    def _report(self, done: int, timed: int, totals: np.ndarray, counted: int) -> None:
+        """Tells where the training stands.
+
+        `timed` steps are known to be done since the epoch began here; `totals` are those of
+        `counted` steps of the epoch.
+        """
         size = self.config.batch_size
-        if in_epoch:
-            self.step_seconds = (time.monotonic() - self.epoch_began) / in_epoch
+        if timed:
+            self.step_seconds = (time.monotonic() - self.epoch_began) / timed
         epoch = -(-done // self.steps_per_epoch)
         figures = f"epoch {epoch}/{self.config.epochs}"
         if counted and totals[0]:
@@ -503,7 +508,8 @@ class _Loop:
             figures += f"  loss {loss:.3f}  accuracy {100 * accuracy:.1f} %"
         if len(self.history):
             figures += f"  test {self.history[-1, COLUMNS.index('test_accuracy')]:.2f} %"
-        figures += f"  {size / self.step_seconds:.0f} images/s"
+        if self.step_seconds:
+            figures += f"  {size / self.step_seconds:.0f} images/s"
         seconds = self.step_seconds + self.test_seconds / self.steps_per_epoch
         self.on_progress("training", self.num_steps, done, seconds, figures)
 

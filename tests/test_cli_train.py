@@ -140,8 +140,7 @@ def test_a_training_that_is_not_watched_says_how_far_it_is(finished):
         "compiling a training step, recipe quick, init_channels 2, num_cells 1, batch 128"
     )
     assert re.fullmatch(r"compiled in \d+\.\d s", compiled)
-    told = r"training  1/22  0:0\d:\d\d left  epoch 1/2  \d+ images/s"
-    assert re.fullmatch(told, second)
+    assert second == "training  1/22  epoch 1/2"
 
 
 def test_progress_tells_of_loss_accuracy_speed_and_time_left(tmp_path, capsys, monkeypatch):
@@ -149,6 +148,7 @@ def test_progress_tells_of_loss_accuracy_speed_and_time_left(tmp_path, capsys, m
     main([*TRAIN, "--out", str(tmp_path)])
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("training")]
     assert len(lines) == STEPS
+    assert lines[0] == "training  1/22  epoch 1/2"
     left = r"training  {}/22  \d:\d\d:\d\d left  epoch {}/2  "
     figures = r"loss \d\.\d{3}  accuracy \d+\.\d %  "
     assert re.fullmatch(left.format(5, 1) + figures + r"\d+ images/s", lines[4])
@@ -234,7 +234,7 @@ def test_seeds_are_reported_and_resumed_without_naming_them(tmp_path, capsys, mo
         f"wrote {tmp_path}/summary.json",
     ]
     assert sum(line.startswith("compiled in ") for line in err.splitlines()) == 2
-    assert "left  seed 3  epoch 1/1  " in err
+    assert "  seed 3  epoch 1/1" in err
     shutil.rmtree(tmp_path / "seed-4")
     (tmp_path / "summary.json").unlink()
     main(["train", "--resume", "--out", str(tmp_path)])
