@@ -33,11 +33,10 @@ from samples import (
     Samples,
     alphas,
     check,
+    print_table,
     sampled,
     selected,
     settings,
-    share,
-    shown,
     smallest,
     summary,
 )
@@ -206,12 +205,7 @@ def main() -> None:
         }
         for name, cells in chosen.items()
     }
-    columns = [column for reader in readers for column in reader.columns]
-    print(f"| {search.space} | {' | '.join(columns)} | searches in the table |")
-    print("| --- " * (len(columns) + 2) + "|")
-    for name, row in rows.items():
-        figures = " | ".join(map(shown, row.values()))
-        print(f"| {name} | {figures} | {share(row[config.column])} |")
+    print_table(search.space, rows)
     print_error(error := readers[0].error(space))
     record = {
         "config": settings(config, search),

@@ -1,6 +1,6 @@
 """Accuracies of cells by a table; of NAS-Bench-101 cells that a partial table lacks, estimated.
 
-A cell is described by the paths of operations from its input to its output, which there are (the
+A cell is path_counts by the paths of operations from its input to its output, which there are (the
 path encoding of White et al., 2021) and how many of each, by its numbers of operations and
 vertices, and by its longest and shortest path. A linear regression with a ridge maps that to the
 accuracy. Each cell of the table is estimated without it too, so that the error is known.
@@ -21,11 +21,11 @@ from nasi_jax.correlation import correlations
 from nasi_jax.tables import Table
 from nasi_jax.types import SearchSpace
 
-WHOLE = 423_624
+NUM_CELLS = 423_624
 """Cells of NAS-Bench-101."""
 RIDGE = 1.0
 FOLDS = 5
-ASKED = 3000
+NUM_DRAWS = 3000
 """Random cells of a space by which the error is known."""
 
 Path = tuple[str, ...]
@@ -43,16 +43,16 @@ class Reader:
         """Fits the regression, if there are gaps to fill."""
         self._table, self._column = table, column
         self.columns = [column]
-        if table.benchmark == "nasbench101" and len(table) < WHOLE:
+        if table.benchmark == "nasbench101" and len(table) < NUM_CELLS:
             self.columns.append(f"{column}, gaps estimated")
             self._fit()
 
     def __call__(self, genotypes: Sequence[Any]) -> dict[str, np.ndarray]:
         """Accuracies `[B]` for each of `columns`, NaN where the table has none."""
         found = accuracies_of(self._table, self._column, genotypes)
-        if len(self.columns) == 1 or not len(genotypes):
-            return dict.fromkeys(self.columns, found)
-        estimated = self._regression(self._features(map(described, genotypes)))
+        if len(self.columns) == 1:
+            return {self._column: found}
+        estimated = self._regression(self._features(map(path_counts, genotypes)))
         filled = np.where(np.isfinite(found), found, estimated)
         return dict(zip(self.columns, (found, filled), strict=True))
 
@@ -64,21 +64,22 @@ class Reader:
         """
         if len(self.columns) == 1:
             return None
-        cells = map(space.sample, jax.random.split(jax.random.key(0), ASKED))
+        cells = map(space.sample, jax.random.split(jax.random.key(0), NUM_DRAWS))
         rows = sorted({row for cell in cells if (row := self._table.find(cell)) is not None})
         truth, held_out = self._table.column(self._column)[rows], self._held_out[rows]
+        truth, held_out = truth[known := np.isfinite(truth)], held_out[known]
         return {
-            "cells": len(rows),
+            "cells": len(truth),
             "spearman": correlations(held_out, truth, num_resamples=1)["spearman"].value,
-            "median_error": float(np.nanmedian(held_out - truth)),
-            "median_size": float(np.nanmedian(np.abs(held_out - truth))),
+            "median_error": float(np.median(held_out - truth)),
+            "median_size": float(np.median(np.abs(held_out - truth))),
         }
 
     def _fit(self) -> None:
         values = self._table.column(self._column)
         known = np.isfinite(values)
         genotypes = map(self._table.genotype, range(len(self._table)))
-        cells = [described(cast(Nasbench101Genotype, each)) for each in genotypes]
+        cells = [path_counts(cast(Nasbench101Genotype, each)) for each in genotypes]
         found = sorted(set().union(*(paths for paths, _ in cells)))
         self._places = {path: place for place, path in enumerate(found)}
         features = self._features(cells)
@@ -86,9 +87,9 @@ class Reader:
         self._held_out = np.full(len(cells), np.nan)
         for each in range(FOLDS):
             rest, left_out = known & (fold != each), fold == each
-            regression = _regression(features[rest], values[rest])
+            regression = _ridge_regression(features[rest], values[rest])
             self._held_out[left_out] = regression(features[left_out])
-        self._regression = _regression(features[known], values[known])
+        self._regression = _ridge_regression(features[known], values[known])
 
     def _features(self, cells: Iterable[tuple[Counter[Path], list[int]]]) -> np.ndarray:
         """`[B, features]`; paths that no cell of the table has are left out."""
@@ -106,12 +107,12 @@ def print_error(error: dict[str, Any] | None) -> None:
     if error is not None:
         print(
             f"estimates of {error['cells']} cells that the table has, each without itself: "
-            f"Spearman {error['spearman']:.2f}, median error {error['median_error']:+.2f}, "
+            f"Spearman {error['spearman']:.2f}, median error {error['median_error']:+.2f} points, "
             f"of its size {error['median_size']:.2f}"
         )
 
 
-def described(genotype: Nasbench101Genotype) -> tuple[Counter[Path], list[int]]:
+def path_counts(genotype: Nasbench101Genotype) -> tuple[Counter[Path], list[int]]:
     """How many times each path leads through a cell, and its other numbers."""
     cell = genotype.prune()
     output = len(cell.ops) - 1
@@ -127,7 +128,9 @@ def described(genotype: Nasbench101Genotype) -> tuple[Counter[Path], list[int]]:
     return found[output], [*operations, output, max(lengths), min(lengths)]
 
 
-def _regression(features: np.ndarray, values: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+def _ridge_regression(
+    features: np.ndarray, values: np.ndarray
+) -> Callable[[np.ndarray], np.ndarray]:
     """The linear map from features `[N, F]` to values `[N]` with a ridge."""
     centre, mean = features.mean(axis=0), float(values.mean())
     centred = features - centre

@@ -190,9 +190,15 @@ def summary(accuracies: np.ndarray) -> dict[str, Any]:
     }
 
 
-def share(found: dict[str, Any]) -> str:
-    """How many of a summary's cells the table has."""
-    return f"{found['found']} of {found['of']}"
+def print_table(label: str, rows: dict[str, dict[str, dict[str, Any]]]) -> None:
+    """Prints the summaries of each row by column, and how many cells the table has in the first."""
+    columns = list(next(iter(rows.values())))
+    print(f"| {label} | {' | '.join(columns)} | in the table |")
+    print("| --- " * (len(columns) + 2) + "|")
+    for name, row in rows.items():
+        figures = " | ".join(map(shown, row.values()))
+        first = row[columns[0]]
+        print(f"| {name} | {figures} | {first['found']} of {first['of']} |")
 
 
 def shown(found: dict[str, Any]) -> str:

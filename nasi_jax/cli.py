@@ -597,7 +597,7 @@ def _progress(program: str) -> Iterator[Callable[..., None]]:
                 source = ", from the cache" if events[cache.HIT] and not events[cache.MISS] else ""
                 print(f"compiled in {now - began:.1f} s{source}", file=sys.stderr)
             rest = datetime.timedelta(seconds=round((total - done) * seconds))
-            left = f"{rest} left" if seconds else ""
+            left = f"{rest} left" if done and seconds else ""
             progress.update(
                 task, description=stage, total=total, completed=done, left=left, figures=figures
             )

@@ -116,13 +116,14 @@ Stated in the paper (section 6) for DARTS, and kept: T = 100, b = 64, mu = 2, nu
 initially 500 (adaptive). Its DARTS space is called reduced; that this means without `none` is our
 reading.
 
-For NAS-Bench-1Shot1 it states mu = 1 and nu initially 1000, adaptive, over one epoch (390 steps of
-64 images of half of CIFAR-10) on one theta_0: `--steps 390 --batch-size 64 --penalty 1 --constraint
-1000 --redraw False`. Over the first steps that selects worse cells than chance. For NAS-Bench-201
-it states nothing. The settings of both were chosen on validation accuracies on CIFAR-10, see
-benchmarks/README.md: mu, the initial nu, that every step draws theta_0 anew, that NAS-Bench-201 is
-searched without `none`, and as many steps on as many images as two CPU cores do in a minute. A
-fixed nu outside of DARTS is out of reach on NAS-Bench-201, and not chosen with care.
+For NAS-Bench-1Shot1 it states mu = 1, nu initially 1000, adaptive, and one epoch (by our reading
+390 steps of 64 images of half of CIFAR-10) on one theta_0: `--steps 390 --batch-size 64 --penalty 1
+--constraint 1000 --redraw False`. In 20 steps of 16 images that selects worse cells of space 1 than
+chance. For NAS-Bench-201 it states nothing. The settings of both were chosen on validation
+accuracies on CIFAR-10, see benchmarks/README.md: mu, the initial nu, that every step draws theta_0
+anew, that NAS-Bench-201 is searched without `none`, and as many steps on as many images as two CPU
+cores do in a minute. A fixed nu outside of DARTS is out of reach on NAS-Bench-201, and not chosen
+with care.
 
 Of the two ways to differentiate, which give the same, each space has the one that was faster on CPU
 or, for DARTS, that needs less memory.
@@ -147,8 +148,8 @@ class SearchConfig:
 
     Attributes:
       space: darts, nasbench201, nasbench1shot1-1, nasbench1shot1-2 or nasbench1shot1-3.
-      variant: nasi-fix (constant nu) or nasi-ada (nu follows the mean), with the paper's settings
-        where it states them; see `VARIANTS`.
+      variant: nasi-fix (constant nu) or nasi-ada (nu follows the mean), for darts with the paper's
+        settings; see `VARIANTS`.
       data: digits or gaussian (no download), a path to an .npz with x_train and y_train, or the
         name of a tensorflow-datasets data set, such as cifar10.
       labels: true, or random (uniform over the classes).

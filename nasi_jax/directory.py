@@ -31,13 +31,15 @@ _EXTRAS = ("neural-tangents", "tensorflow-datasets")
 
 def provenance() -> dict[str, Any]:
     """The device and the versions that a result was made with."""
-    used = [name for name in _EXTRAS if sys.modules.get(name.replace("-", "_"))]
+    versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
+    for name in _EXTRAS:
+        # Some are given away under other names too, such as tfds-nightly.
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            if sys.modules.get(name.replace("-", "_")):
+                versions[name] = importlib.metadata.version(name)
     return {
         "device": f"{jax.devices()[0].platform}: {jax.devices()[0].device_kind}",
-        "versions": {
-            "python": platform.python_version(),
-            **{name: importlib.metadata.version(name) for name in (*_PACKAGES, *used)},
-        },
+        "versions": {"python": platform.python_version(), **versions},
     }
 
 

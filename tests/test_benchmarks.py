@@ -9,6 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import selection
+
+from nasi_jax import plot
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
@@ -122,6 +125,13 @@ def test_selection(study, tmp_path):
     assert (tmp_path / "selection.png").read_bytes().startswith(b"\x89PNG")
     again = subprocess.run(command, capture_output=True, text=True, check=True)
     assert again.stdout == done.stdout  # the searches were kept, their seconds too
+
+
+def test_a_picture_of_no_accuracy_at_all(tmp_path):
+    nothing = np.full((2, 2), np.nan)
+    figure = selection.draw(np.array([1, 5]), nothing, dict.fromkeys("abcd", nothing), "val_108")
+    plot.save(figure, tmp_path / "none.png")
+    assert (tmp_path / "none.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_ablations(study, tmp_path):

@@ -210,6 +210,13 @@ def test_the_settings_of_the_paper(variant, space, settings):
     assert config.temperature == config.radius == 1.0
 
 
+@pytest.mark.parametrize("space", [each for each in SEARCH_SPACES if "1shot1" in each])
+def test_nasbench1shot1_has_the_settings_that_were_chosen(space):
+    config = SearchConfig(space=space).resolved()
+    assert (config.steps, config.batch_size, config.penalty) == (20, 16, 2.0)
+    assert (config.constraint, config.constraint_rule, config.redraw) == (10.0, "adaptive", True)
+
+
 def test_the_reduced_darts_space_is_without_none():
     ops = SearchConfig(space="darts").resolved().ops
     assert ops is not None and set(SEARCH_SPACES["darts"].ops) - set(ops) == {"none"}

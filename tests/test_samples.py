@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 import tiny
-from samples import accuracies_of, alphas, sampled, selected, share, shown, summary
+from samples import accuracies_of, alphas, print_table, sampled, selected, summary
 
 from nasi_jax import tables
 from nasi_jax.cells import parse_genotype
@@ -67,7 +67,7 @@ def test_samples_are_kept(kept, monkeypatch):
         sampled(dataclasses.replace(CONFIG, temperature=2.0), (3,), out)
 
 
-def test_means_are_over_what_a_table_has(tmp_path):
+def test_means_are_over_what_a_table_has(tmp_path, capsys):
     ops = ("none", "skip_connect")
     cells = [
         "|{}~0|+|{}~0|{}~1|+|{}~0|{}~1|{}~2|".format(*each)
@@ -85,6 +85,12 @@ def test_means_are_over_what_a_table_has(tmp_path):
         "found": 2,
         "of": 3,
     }
-    assert (shown(summary(found[1:2])), share(summary(found[1:2]))) == ("-", "0 of 1")
-    assert (shown(summary(found[2:])), share(summary(found[2:]))) == ("63.00", "1 of 1")
-    assert (shown(summary(found)), share(summary(found))) == ("31.50 ± 31.50", "2 of 3")
+    parts = {"none": found[1:2], "one": found[2:], "some": found}
+    print_table("cells", {name: {"val_1": summary(part)} for name, part in parts.items()})
+    assert capsys.readouterr().out.splitlines() == [
+        "| cells | val_1 | in the table |",
+        "| --- | --- | --- |",
+        "| none | - | 0 of 1 |",
+        "| one | 63.00 | 1 of 1 |",
+        "| some | 31.50 ± 31.50 | 2 of 3 |",
+    ]
