@@ -297,11 +297,13 @@ def test_a_mistake_of_ours_keeps_its_traceback(monkeypatch):
         main(tiny.FLAGS)
 
 
+# Processes of a shell's background job ignore SIGINT, and so would their own.
 INTERRUPTED = """
-    import time
+    import signal, time
 
     from nasi_jax import cli, data, experiment
 
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     batch = data.Dataset.batch
 
     def late(self, key, step, batch_size):

@@ -344,10 +344,12 @@ def test_a_killed_training_goes_on_without_its_settings(finished, tmp_path, caps
     assert_ended_alike(tmp_path, finished[0])
 
 
+# Processes of a shell's background job ignore SIGINT, and so would their own.
 INTERRUPTED = """
     import os, signal
     from nasi_jax import training_run
 
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     training_run._SECONDS_BETWEEN_CHECKPOINTS = 0
     report = training_run._Loop._report
 
