@@ -1,6 +1,6 @@
 """Accuracies of cells by a table; of NAS-Bench-101 cells that a partial table lacks, estimated.
 
-A cell is path_counts by the paths of operations from its input to its output, which there are (the
+A cell is described by the paths of operations from its input to its output, which there are (the
 path encoding of White et al., 2021) and how many of each, by its numbers of operations and
 vertices, and by its longest and shortest path. A linear regression with a ridge maps that to the
 accuracy. Each cell of the table is estimated without it too, so that the error is known.
@@ -64,12 +64,13 @@ class Reader:
         """
         if len(self.columns) == 1:
             return None
-        cells = map(space.sample, jax.random.split(jax.random.key(0), NUM_DRAWS))
-        rows = sorted({row for cell in cells if (row := self._table.find(cell)) is not None})
-        truth, held_out = self._table.column(self._column)[rows], self._held_out[rows]
-        truth, held_out = truth[known := np.isfinite(truth)], held_out[known]
+        values = self._table.column(self._column)
+        drawn = map(space.sample, jax.random.split(jax.random.key(0), NUM_DRAWS))
+        found = {row for cell in drawn if (row := self._table.find(cell)) is not None}
+        rows = [row for row in sorted(found) if np.isfinite(values[row])]
+        truth, held_out = values[rows], self._held_out[rows]
         return {
-            "cells": len(truth),
+            "cells": len(rows),
             "spearman": correlations(held_out, truth, num_resamples=1)["spearman"].value,
             "median_error": float(np.median(held_out - truth)),
             "median_size": float(np.median(np.abs(held_out - truth))),

@@ -143,9 +143,10 @@ def main() -> None:
             constraint=constraint_of(search),
         )
         chosen.append(selected(space, history, steps.tolist()))
-    genotypes = [cells[-1] for cells in chosen]
+    by_step = [reader(cells) for cells in chosen]
+    last = {column: np.array([each[column][-1] for each in by_step]) for column in reader.columns}
     others = {name: reader(cells) for name, cells in rivals(config, table).items()}
-    accuracies = {f"NASI, {total} steps": reader(genotypes), **others}
+    accuracies = {f"NASI, {total} steps": last, **others}
     rows = {
         name: {column: summary(values) for column, values in each.items()}
         for name, each in accuracies.items()
@@ -157,20 +158,20 @@ def main() -> None:
         f"a search took {np.mean(seconds):.1f} s, and {found[0].compile_seconds:.1f} s to compile"
     )
     complete = reader.columns[-1]
-    by_step = np.array([reader(cells)[complete] for cells in chosen])
+    curves = np.array([each[complete] for each in by_step])
     record = {
         "config": settings(config, search),
         "rows": rows,
         "error of the estimates": error,
-        "selected": [genotype.to_text() for genotype in genotypes],
+        "selected": [cells[-1].to_text() for cells in chosen],
         "steps": steps.tolist(),
-        "accuracies": [[None if np.isnan(x) else x for x in row] for row in by_step.tolist()],
+        "accuracies": [[None if np.isnan(x) else x for x in row] for row in curves.tolist()],
         "seconds": seconds,
         "compile_seconds": [samples.compile_seconds for samples in found],
     }
     write_record(config.out, "selection", record)
     rest = {name: row[complete] for name, row in others.items()}
-    plot.save(draw(steps, by_step, rest, complete), config.out / "selection.png")
+    plot.save(draw(steps, curves, rest, complete), config.out / "selection.png")
 
 
 if __name__ == "__main__":

@@ -234,7 +234,7 @@ def test_seeds_are_reported_and_resumed_without_naming_them(tmp_path, capsys, mo
         f"wrote {tmp_path}/summary.json",
     ]
     assert sum(line.startswith("compiled in ") for line in err.splitlines()) == 2
-    assert "  seed 3  epoch 1/1" in err
+    assert "training  1/11  seed 3  epoch 1/1" in err.splitlines()
     shutil.rmtree(tmp_path / "seed-4")
     (tmp_path / "summary.json").unlink()
     main(["train", "--resume", "--out", str(tmp_path)])
@@ -446,7 +446,7 @@ def test_a_damaged_checkpoint_is_not_used(finished, tmp_path, failed):
         ["export", "--checkpoint", out, "--format", "flax", "--out", tmp_path / "network.py"],
     ):
         *_, message = failed(*command, status=2)
-        assert message.startswith(f"cannot read the checkpoint {out}/checkpoint/22")
+        assert message.startswith(f"cannot read the checkpoint {out}/checkpoint/22: ")
     assert sorted(os.listdir(tmp_path)) == ["copy", "image.png"]
 
 
@@ -458,7 +458,7 @@ def test_damaged_parameters_are_not_used(finished, tmp_path):
     process = nasi("export", "--checkpoint", out, "--format", "flax", "--out", tmp_path / "net.py")
     assert process.returncode == 2
     (message,) = process.stderr.splitlines()
-    assert message.startswith(f"nasi: error: cannot read the checkpoint {out}/checkpoint/22")
+    assert message.startswith(f"nasi: error: cannot read the checkpoint {out}/checkpoint/22: ")
     assert os.listdir(tmp_path) == ["copy"]
 
 

@@ -98,3 +98,21 @@ def test_a_study_with_gaps(tmp_path, cells):
     chosen = [100 * linear(parse_genotype(text).prune()) for text in record["selected"]]
     assert [each[-1] for each in record["accuracies"]] == pytest.approx(chosen, abs=1)
     assert f"estimates of {record['error of the estimates']['cells']} cells" in done.stdout
+
+
+def test_ablations_with_gaps(tmp_path, cells):
+    table(tmp_path / "table.csv", cells, linear)
+    command = [
+        *(sys.executable, Path(selection.__file__).with_name("ablations.py"), "--smoke"),
+        *("--space", SPACE.name, "--table", tmp_path / "table.csv", "--column", "val_108"),
+        *("--out", tmp_path),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    record = json.loads((tmp_path / "ablations.json").read_text())
+    for name, row in record["rows"].items():
+        assert list(row) == ["val_108", "val_108, gaps estimated"]
+        chosen = [100 * linear(parse_genotype(each).prune()) for each in record["selected"][name]]
+        filled = row["val_108, gaps estimated"]
+        assert filled["found"] == filled["of"] == 2
+        assert filled["mean"] == pytest.approx(np.mean(chosen), abs=1)
+    assert f"estimates of {record['error of the estimates']['cells']} cells" in done.stdout

@@ -142,15 +142,21 @@ def test_the_result_says_what_was_searched_and_how(finished):
 
 
 def test_versions_of_extras_stand_there_where_they_were_used(monkeypatch):
-    version = importlib.metadata.version
+    known = importlib.metadata.version
+
+    def version(name):
+        if name == "tensorflow-datasets":  # where the module is that of tfds-nightly
+            raise importlib.metadata.PackageNotFoundError(name)
+        return "0.6" if name == "neural-tangents" else known(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
     monkeypatch.delitem(sys.modules, "neural_tangents", raising=False)
-    known = {"neural-tangents": "0.6"}
-    monkeypatch.setattr(
-        importlib.metadata, "version", lambda name: known.get(name) or version(name)
-    )
+    monkeypatch.setitem(sys.modules, "tensorflow_datasets", types.ModuleType("tfds"))
     assert "neural-tangents" not in directory.provenance()["versions"]
     monkeypatch.setitem(sys.modules, "neural_tangents", types.ModuleType("neural_tangents"))
-    assert directory.provenance()["versions"]["neural-tangents"] == "0.6"
+    versions = directory.provenance()["versions"]
+    assert versions["neural-tangents"] == "0.6"
+    assert "tensorflow-datasets" not in versions
 
 
 def text_of(edges):

@@ -386,7 +386,7 @@ def test_a_damaged_checkpoint_is_not_used(copy, damage):
         with pytest.raises(ValueError) as caught:
             read()
         message = str(caught.value)
-        assert message.startswith(f"cannot read the checkpoint {copy}/checkpoint/{STEPS}")
+        assert message.startswith(f"cannot read the checkpoint {copy}/checkpoint/{STEPS}: ")
         assert "\n" not in message
     assert not (copy / "summary.json").exists()
 
