@@ -22,7 +22,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, Any
 
 import numpy as np
 import tyro
@@ -41,8 +41,10 @@ from samples import (
     summary,
 )
 
-from nasi_jax import SearchConfig, adaptive, fixed, plot, quantile, tables
-from nasi_jax.experiment import constraint_of
+from nasi_jax import SearchConfig, adaptive, fixed, quantile, tables
+from nasi_jax.config import ResolvedSearch
+from nasi_jax.report.figures import save
+from nasi_jax.runs.search import constraint_of
 from nasi_jax.types import SearchSpace
 
 CHANGES: dict[str, dict[str, Any]] = {
@@ -103,7 +105,7 @@ class Config:
     """The smallest run that goes through all of it, for tests."""
 
 
-def as_given(search: SearchConfig) -> dict[str, Any]:
+def as_given(search: ResolvedSearch) -> dict[str, Any]:
     """T, mu and the rule for nu of a search, as `alphas` takes them."""
     rule = constraint_of(search)
     return {"steps": search.steps, "penalty": search.penalty, "constraint": rule}
@@ -115,10 +117,10 @@ def reading(space: SearchSpace, samples: Samples, how: dict[str, Any]) -> Any:
 
 
 def readings(
-    space: SearchSpace, found: Sequence[Samples], search: SearchConfig
+    space: SearchSpace, found: Sequence[Samples], search: ResolvedSearch
 ) -> dict[str, list[Any]]:
     """What is selected from the same samples by other T, mu, rules for nu and numbers of draws."""
-    given, total = as_given(search), cast(int, search.steps)
+    given, total = as_given(search), search.steps
     rows: dict[str, dict[str, Any]] = {"as given": given}
     rows |= {f"T: {steps}": {**given, "steps": steps} for steps in STEPS if steps < total}
     rows |= {f"mu: {mu:g}": {**given, "penalty": mu} for mu in PENALTIES}
@@ -214,7 +216,7 @@ def main() -> None:
         "selected": {name: [cell.to_text() for cell in cells] for name, cells in chosen.items()},
     }
     write_record(config.out, "ablations", record)
-    plot.save(draw(rows, readers[0].columns[-1]), config.out / "ablations.png")
+    save(draw(rows, readers[0].columns[-1]), config.out / "ablations.png")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from __future__ import annotations
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import jax
 import numpy as np
@@ -24,16 +24,11 @@ from measuring import write_record
 from rich.console import Console
 from rich.progress import track
 
-from nasi_jax import (
-    batch_gradient,
-    correlations,
-    data,
-    init_params,
-    plot,
-    score_fn,
-    search_space,
-)
-from nasi_jax.types import NormMode
+from nasi_jax import batch_gradient, correlations, data, score_fn, search_space
+from nasi_jax.report.curves import draw_scatter
+from nasi_jax.report.figures import save
+from nasi_jax.search import init_params
+from nasi_jax.types import InitialNormMode, NetworkSpec
 
 TRUTH = "real images, true labels"
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -58,7 +53,7 @@ class Config:
     """Channels of the supernet's first cells."""
     num_cells: int | None = None
     """Cells of the supernet (a stage), the space's default if not given."""
-    norm: str = "batch"
+    norm: InitialNormMode = "batch"
     """Norm mode."""
     seed: int = 0
     """Seed of the parameters, the architectures and the batch."""
@@ -75,13 +70,12 @@ def scores_of(config: Config) -> dict[str, np.ndarray]:
     )
     params_key, archs_key, data_key, proxy_key = jax.random.split(jax.random.key(config.seed), 4)
     genotypes = [space.sample(key) for key in jax.random.split(archs_key, config.num_archs)]
-    norm = cast(NormMode, config.norm)
     real = data.load(config.data, seed=config.seed)
-    supernet = space.supernet(real.num_classes, norm=norm)
+    supernet = space.supernet(real.num_classes, NetworkSpec(norm=config.norm))
     inputs = real.batch(data_key, 0, config.batch_size).inputs
     weights = space.one_hot(genotypes[0])
     params = jax.jit(init_params, static_argnums=1)(params_key, supernet, inputs, weights)
-    score = score_fn(space, supernet, proxy=batch_gradient, norm=norm)
+    score = score_fn(space, supernet, proxy=batch_gradient, norm=config.norm)
     results = {}
     for name, change in {TRUTH: {}, **SETTINGS}.items():
         dataset = data.load(**{"name": config.data, "seed": config.seed, **change})
@@ -122,8 +116,8 @@ def main() -> None:
     write_record(config.out, "agnosticism", record)
     titles = {name: f"Pearson {figure['pearson'].value:.3f}" for name, figure in figures.items()}
     others = {name: scores[name] for name in SETTINGS}
-    picture = plot.draw_scatter((f"x: {TRUTH}", truth), others, titles)
-    plot.save(picture, config.out / "agnosticism.png")
+    picture = draw_scatter((f"x: {TRUTH}", truth), others, titles)
+    save(picture, config.out / "agnosticism.png")
 
 
 if __name__ == "__main__":

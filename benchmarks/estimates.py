@@ -16,8 +16,8 @@ import jax
 import numpy as np
 from samples import accuracies_of
 
-from nasi_jax.cells.genotype import NASBENCH101_OPS, Nasbench101Genotype
-from nasi_jax.correlation import correlations
+from nasi_jax.cells.nasbench101 import NASBENCH101_OPS, Nasbench101Genotype
+from nasi_jax.report.correlation import correlations
 from nasi_jax.tables import Table
 from nasi_jax.types import SearchSpace
 
@@ -71,7 +71,7 @@ class Reader:
         truth, held_out = values[rows], self._held_out[rows]
         return {
             "cells": len(rows),
-            "spearman": correlations(held_out, truth, num_resamples=1)["spearman"].value,
+            "spearman": correlations(held_out, truth, num_resamples=2)["spearman"].value,
             "median_error": float(np.median(held_out - truth)),
             "median_size": float(np.median(np.abs(held_out - truth))),
         }
@@ -133,8 +133,8 @@ def _ridge_regression(
     features: np.ndarray, values: np.ndarray
 ) -> Callable[[np.ndarray], np.ndarray]:
     """The linear map from features `[N, F]` to values `[N]` with a ridge."""
-    centre, mean = features.mean(axis=0), float(values.mean())
-    centred = features - centre
-    normal = centred.T @ centred + RIDGE * np.eye(features.shape[1])
-    weights = np.linalg.solve(normal, centred.T @ (values - mean))
-    return lambda others: mean + (others - centre) @ weights
+    center, mean = features.mean(axis=0), float(values.mean())
+    centered = features - center
+    normal = centered.T @ centered + RIDGE * np.eye(features.shape[1])
+    weights = np.linalg.solve(normal, centered.T @ (values - mean))
+    return lambda others: mean + (others - center) @ weights

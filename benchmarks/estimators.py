@@ -3,13 +3,15 @@
 Command:   python benchmarks/estimators.py
 Time:      two and a half minutes on two CPU cores
 Expected:  the exact trace in two to three forward passes for each output;
-           batch_gradient far from it in value, as it must be
+           batch_gradient far from it in value, as it must be; by vmap(grad) the same values
+           in more time and memory
 
 One NAS-Bench-201 network, norm mode frozen, one batch. Prints a row for each quantity: run time
 (median of the repeats, in forward passes of the same batch, and the range), compile time, the
 memory that XLA takes for temporaries, and the value over the exact trace. Estimates of the
 trace are scaled as the paper does: m gamma^-2 x for batch_gradient and gamma^-2 times the sum of
-per-example norms, gamma = sqrt(2). Writes estimators.json.
+per-example norms, gamma = sqrt(2). By vmap(grad) is what estimates become where JAX writes programs
+in a form that is not known here. Writes estimators.json.
 """
 
 from __future__ import annotations
@@ -22,13 +24,16 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import tyro
-from measuring import write_record
+from jax import lax
+from measuring import timed, write_record
 
 from nasi_jax import data, kernels, parse_genotype, search_space
 from nasi_jax.kernels.gradient import loss_gradient
-from nasi_jax.types import Batch
+from nasi_jax.kernels.per_example import squared_norm
+from nasi_jax.types import Batch, NetworkSpec
 
 GENOTYPE = (
     "|nor_conv_3x3~0|+|nor_conv_1x1~0|nor_conv_3x3~1|"
@@ -60,6 +65,25 @@ class Config:
     """The smallest run that goes through all of it, for tests."""
 
 
+def by_vmap_grad(
+    num_probes: int | None, key: jax.Array, apply_fn: Any, params: Any, batch: Batch
+) -> jax.Array:
+    """The trace from each example's gradients: random_cotangent over classes, or all outputs."""
+    size, outputs = jax.eval_shape(apply_fn, params, batch.inputs).shape
+    if num_probes is None:
+        cotangents = jnp.broadcast_to(jnp.eye(outputs), (size, outputs, outputs))
+    else:
+        cotangents = jax.random.rademacher(key, (size, num_probes, outputs), jnp.float32)
+
+    def norms(example: tuple[jax.Array, jax.Array]) -> jax.Array:
+        inputs, cotangents = example
+        _, pull = jax.vjp(lambda params: apply_fn(params, inputs[None])[0], params)
+        return jax.vmap(lambda cotangent: squared_norm(pull(cotangent)[0]))(cotangents)
+
+    found = lax.map(norms, (batch.inputs, cotangents), batch_size=min(8, size))
+    return jnp.sum(jnp.mean(found, axis=1) if num_probes else found)
+
+
 def quantities() -> dict[
     str, tuple[Callable[..., jax.Array], Callable[[float, int], float] | None]
 ]:
@@ -82,7 +106,12 @@ def quantities() -> dict[
         ),
         "random_cotangent over classes, 1 probe": (classes, lambda x, size: x),
         "random_cotangent over the batch, 8 probes": (whole, lambda x, size: x),
+        "random_cotangent over classes, 1 probe by vmap(grad)": (
+            functools.partial(by_vmap_grad, 1),
+            lambda x, size: x,
+        ),
         "ntk_trace": (functools.partial(kernels.ntk_trace, **told), lambda x, size: x),
+        "ntk_trace by vmap(grad)": (functools.partial(by_vmap_grad, None), lambda x, size: x),
         "condition_number": (functools.partial(kernels.condition_number, **told), None),
     }
 
@@ -95,7 +124,9 @@ def measure(config: Config, names: Collection[str] | None = None) -> list[dict[s
     dataset = data.load(config.data, image_size=config.image_size, seed=config.seed)
     params_key, data_key, probe_key = jax.random.split(jax.random.key(config.seed), 3)
     batch = dataset.batch(data_key, 0, config.batch_size)
-    network = space.network(parse_genotype(GENOTYPE), dataset.num_classes, norm="frozen")
+    network = space.network(
+        parse_genotype(GENOTYPE), dataset.num_classes, NetworkSpec(norm="frozen")
+    )
     variables = jax.jit(network.init)(params_key, batch.inputs)
     params, statistics = variables["params"], {"batch_stats": variables["batch_stats"]}
 
@@ -115,11 +146,11 @@ def measure(config: Config, names: Collection[str] | None = None) -> list[dict[s
         compile_seconds = time.perf_counter() - begin
         value = jax.block_until_ready(compiled(probe_key, params, batch))
         memory: Any = compiled.memory_analysis()
-        seconds = []
-        for _ in range(config.repeats):
-            begin = time.perf_counter()
+
+        def run(compiled: Any = compiled) -> None:
             jax.block_until_ready(compiled(probe_key, params, batch))
-            seconds.append(time.perf_counter() - begin)
+
+        seconds = timed(run, config.repeats)
         rows.append(
             {
                 "quantity": name,

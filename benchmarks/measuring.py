@@ -5,17 +5,28 @@ Imports no JAX up here: a process that measures another library would carry its 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import multiprocessing
+import os
 import resource
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+
+DARTS_V2 = (
+    "Genotype(normal=[('sep_conv_3x3', 0), ('sep_conv_3x3', 1), ('sep_conv_3x3', 0), "
+    "('sep_conv_3x3', 1), ('sep_conv_3x3', 1), ('skip_connect', 0), ('skip_connect', 0), "
+    "('dil_conv_3x3', 2)], normal_concat=range(2, 6), reduce=[('max_pool_3x3', 0), "
+    "('max_pool_3x3', 1), ('skip_connect', 2), ('max_pool_3x3', 1), ('max_pool_3x3', 0), "
+    "('skip_connect', 2), ('skip_connect', 2), ('max_pool_3x3', 1)], reduce_concat=range(2, 6))"
+)
+"""The cell that the paper of DARTS selects, which its recipes are measured with."""
 
 
 def alone(function: Callable[..., T], *args: Any) -> T:
@@ -30,14 +41,30 @@ def alone(function: Callable[..., T], *args: Any) -> T:
         return pool.submit(function, *args).result()
 
 
+TURNS = "NASI_TURNS"
+"""The variable of the environment that `turns.py` sets for what it runs."""
+
+
+@contextlib.contextmanager
+def turn() -> Iterator[None]:
+    """What is timed inside: `turns.py`, if that is what runs this process, lets it run alone."""
+    if TURNS not in os.environ:
+        yield
+        return
+    print("timing", file=sys.stderr, flush=True)
+    yield
+    print("timed", file=sys.stderr, flush=True)
+
+
 def timed(function: Callable[[], Any], repeats: int) -> list[float]:
     """Wall-clock seconds of each of the calls, after one that is not timed."""
-    function()
-    seconds = []
-    for _ in range(repeats):
-        begin = time.perf_counter()
+    with turn():
         function()
-        seconds.append(time.perf_counter() - begin)
+        seconds = []
+        for _ in range(repeats):
+            begin = time.perf_counter()
+            function()
+            seconds.append(time.perf_counter() - begin)
     return seconds
 
 
@@ -62,8 +89,8 @@ def write_record(out: Path, name: str, record: dict[str, Any]) -> None:
       name: of the benchmark.
       record: its configuration and figures.
     """
-    from nasi_jax import files
-    from nasi_jax.directory import provenance
+    from nasi_jax.storage import files
+    from nasi_jax.storage.directory import provenance
 
     whole = {**record, "peak_megabytes": peak_megabytes(), **provenance()}
     out.mkdir(parents=True, exist_ok=True)

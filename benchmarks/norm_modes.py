@@ -2,7 +2,7 @@
 
 Command:   python benchmarks/norm_modes.py --data CIFAR.npz
 Time:      6 minutes on two busy CPU cores
-Expected:  batch and frozen statistics rank much alike; without normalisation the ranking is another
+Expected:  batch and frozen statistics rank much alike; without normalization the ranking is another
 
 Scores the same random cells by the exact trace, all outputs and parameters, under each norm
 mode: under batch through the batch statistics, rows of the Jacobian of the whole batch. Prints
@@ -21,7 +21,7 @@ import tyro
 from measuring import write_record
 from rich.console import Console
 
-from nasi_jax import ScoreConfig, correlations, population
+from nasi_jax import ScoreConfig, correlations, runs
 from nasi_jax.types import NORM_MODES
 
 
@@ -72,7 +72,7 @@ def main() -> None:
             seed=config.seed,
         )
         with console.status(f"norm mode {norm}"):
-            scores = population.score(settings, config.out / f"{norm}.csv", overwrite=True)
+            scores = runs.score.score(settings, config.out / f"{norm}.csv", overwrite=True)
         (traces[norm],) = scores.values["ntk_trace"]  # of one seed
     found: dict[str, dict[str, Any]] = {}
     for first, second in itertools.combinations(NORM_MODES, 2):

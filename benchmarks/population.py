@@ -28,6 +28,7 @@ from measuring import write_record
 
 from nasi_jax import data, kernels, search_space
 from nasi_jax.search import init_params, score_fn
+from nasi_jax.types import NetworkSpec
 
 
 @dataclass(frozen=True)
@@ -71,14 +72,14 @@ def measure(config: Config) -> dict[str, Any]:
     batch = dataset.batch(data_key, 0, config.batch_size)
     genotypes = [space.sample(each) for each in jax.random.split(key, config.num_archs)]
     norm: Any = config.norm
-    settings = {"norm": norm}
-    supernet = space.supernet(dataset.num_classes, **settings)
+    spec = NetworkSpec(norm=norm)
+    supernet = space.supernet(dataset.num_classes, spec)
     params = jax.jit(init_params, static_argnums=1)(
         params_key, supernet, batch.inputs, space.init_alpha()
     )
 
     def scorer(**how: Any) -> Callable[[Any], jax.Array]:
-        through = space.supernet(dataset.num_classes, **settings, **how)
+        through = space.supernet(dataset.num_classes, spec, **how)
         score = score_fn(space, through, proxy=kernels.batch_gradient, norm=norm)
         return lambda genotype: score(key, params, genotype, batch)
 
@@ -87,7 +88,7 @@ def measure(config: Config) -> dict[str, Any]:
     _timed(everything, genotypes[0])
     rows = []
     for genotype in genotypes[: config.num_networks]:
-        network = space.network(genotype, dataset.num_classes, form="search", norm=norm)
+        network = space.network(genotype, dataset.num_classes, spec, form="search")
         inherited = space.inherit({"params": params})["params"]
         alone = jax.jit(functools.partial(_score, network, norm))
         ways: dict[str, tuple[Callable[..., jax.Array], tuple[Any, ...]]] = {

@@ -16,7 +16,7 @@ from __future__ import annotations
 import functools
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import jax
 import numpy as np
@@ -24,12 +24,11 @@ import tyro
 from measuring import write_record
 
 from nasi_jax import SearchConfig
-from nasi_jax.cells.genotype import NASBENCH201_OPS
-from nasi_jax.config import to_dict
-from nasi_jax.experiment import build, dataset_of
+from nasi_jax.cells.nasbench201 import NASBENCH201_OPS
+from nasi_jax.config import ResolvedSearch, to_dict
+from nasi_jax.runs.search import build, dataset_of
 from nasi_jax.search import Margin, margins, run
-
-PRECISIONS = ("float32", "bfloat16")
+from nasi_jax.types import Precision
 
 
 @dataclass(frozen=True)
@@ -47,12 +46,11 @@ class Config:
     """The smallest run that goes through all of it, for tests."""
 
 
-def search(config: SearchConfig) -> tuple[np.ndarray, np.ndarray, list[Margin]]:
+def search(config: ResolvedSearch) -> tuple[np.ndarray, np.ndarray, list[Margin]]:
     """x of every step `[T]`, what each added to alpha `[T, entries]`, and the choices."""
     dataset = dataset_of(config)
     space, algorithm = build(config, dataset.num_classes)
     key, data_key = jax.random.split(jax.random.key(config.seed))
-    assert config.batch_size is not None and config.steps is not None  # every variant sets them
     batches = functools.partial(dataset.batch, data_key, batch_size=config.batch_size)
     done = run(key, algorithm, batches, config.steps)
     leaves = [leaf.reshape(config.steps, -1) for leaf in jax.tree.leaves(done.info.update)]
@@ -73,7 +71,7 @@ def main() -> None:
     if config.smoke:
         given = replace(given, batch_size=2, steps=2, init_channels=2, num_cells=1, image_size=8)
     given = given.resolved()
-    runs = {name: search(replace(given, precision=name)) for name in PRECISIONS}
+    runs = {name: search(replace(given, precision=name)) for name in get_args(Precision)}
     (exact, updates, choices), (rounded, others, other_choices) = runs.values()
     errors, steps = np.abs(rounded / exact - 1), cosines(updates, others)
     same = [

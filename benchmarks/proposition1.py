@@ -5,7 +5,7 @@ Time:      40 seconds on two busy CPU cores
 Expected:  the largest relative deviation from (4) falls about as width^-0.6, from 0.53 at width 64
            to 0.10 at width 1024; (6) is 512 times the loss or more at every step
 
-A network of two hidden layers in NTK parameterisation is trained on a few digits by gradient
+A network of two hidden layers in NTK parameterization is trained on a few digits by gradient
 descent on all of them, and each step's loss is compared with what the kernel of the first step
 says. Prints how far apart they are at each width, and writes proposition1.json and
 proposition1.png.
@@ -41,7 +41,8 @@ from matplotlib.figure import Figure
 from measuring import write_record
 from sklearn.datasets import load_digits
 
-from nasi_jax import ntk, plot
+from nasi_jax import ntk
+from nasi_jax.report.figures import save
 from nasi_jax.types import ApplyFn, Params
 
 
@@ -54,7 +55,7 @@ class Config:
     activation: Literal["tanh", "relu"] = "tanh"
     """Nonlinearity."""
     num_inits: int = 3
-    """Initialisations of each width."""
+    """Initializations of each width."""
     num_examples: int = 32
     """Digits m."""
     num_classes: int = 4
@@ -111,7 +112,7 @@ def init(key: jax.Array, sizes: tuple[int, ...]) -> Params:
 
 
 def network(activation: str) -> ApplyFn:
-    """Fully connected layers W x / sqrt(fan-in), the NTK parameterisation, without biases."""
+    """Fully connected layers W x / sqrt(fan-in), the NTK parameterization, without biases."""
     nonlinearity = getattr(jax.nn, activation)
 
     def apply(params: Params, inputs: jax.Array) -> jax.Array:
@@ -131,7 +132,7 @@ def linear_loss(
     eta: float,
     times: np.ndarray,
 ) -> np.ndarray:
-    """The loss `[T]` of the linearised network at `times` `[T]`, which starts from f_0 = 0.
+    """The loss `[T]` of the linearized network at `times` `[T]`, which starts from f_0 = 0.
 
     L_t = m^-1 sum_i (1 - eta lambda_i)^(2t) (u_i^T Y)^2, equation (4).
     """
@@ -233,7 +234,7 @@ def figures_of(comparison: Comparison) -> dict[str, Any]:
 
 
 def draw(results: dict[int, list[dict[str, Any]]]) -> Figure:
-    """Losses of the first initialisation, a panel a width."""
+    """Losses of the first initialization, a panel a width."""
     figure = Figure(figsize=(3.6 * len(results), 3.6), layout="constrained")
     panels = np.atleast_1d(figure.subplots(1, len(results), sharey=True))
     for axes, (width, (run, *_)) in zip(panels, results.items(), strict=True):
@@ -299,7 +300,7 @@ def main() -> None:
         "seconds": time.perf_counter() - begin,
     }
     write_record(config.out, "proposition1", record)
-    plot.save(draw(results), config.out / "proposition1.png")
+    save(draw(results), config.out / "proposition1.png")
 
 
 if __name__ == "__main__":

@@ -21,10 +21,12 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track
 
-from nasi_jax import SearchConfig, cache, files, one_step_ascent
-from nasi_jax.config import to_dict
-from nasi_jax.experiment import build, dataset_of
-from nasi_jax.search import Constraint, penalised, run
+from nasi_jax import SearchConfig, one_step_ascent
+from nasi_jax.config import ResolvedSearch, to_dict
+from nasi_jax.devices import cache
+from nasi_jax.runs.search import build, dataset_of
+from nasi_jax.search import Constraint, penalized, run
+from nasi_jax.storage import files
 from nasi_jax.tables import Table
 from nasi_jax.types import Alpha, SearchSpace
 
@@ -96,7 +98,7 @@ def check(table: Table, columns: Iterable[str]) -> None:
         raise SystemExit(2) from error
 
 
-def smallest(search: SearchConfig) -> SearchConfig:
+def smallest(search: ResolvedSearch) -> ResolvedSearch:
     """The same search at its smallest size, for tests."""
     return replace(search, steps=3, batch_size=4, init_channels=2, num_cells=1, image_size=8)
 
@@ -109,13 +111,13 @@ def settings(config: Any, search: SearchConfig) -> dict[str, Any]:
     }
 
 
-def _record(config: SearchConfig, algorithm: Any, path: Path) -> None:
-    dataset, steps = dataset_of(config), cast(int, config.steps)
+def _record(config: ResolvedSearch, algorithm: Any, path: Path) -> None:
+    dataset, steps = dataset_of(config), config.steps
     search_key, data_key = jax.random.split(jax.random.key(config.seed))  # as `nasi search` does
     done = run(
         search_key,
         algorithm,
-        lambda step: dataset.batch(data_key, step, cast(int, config.batch_size)),
+        lambda step: dataset.batch(data_key, step, config.batch_size),
         steps,
     )
     # An update is G_t / (T max_{s<=t} ||G_s||).
@@ -150,7 +152,7 @@ def alphas(samples: Samples, *, steps: int, penalty: float, constraint: Constrai
     def step(state: Any, sample: Any) -> tuple[Any, Alpha]:
         alpha, opt_state, rule = state
         x, gradient = sample
-        slope = jax.grad(penalised)(x, rule.nu, penalty)
+        slope = jax.grad(penalized)(x, rule.nu, penalty)
         update, opt_state = optimizer.update(
             jax.tree.map(lambda leaf: -slope * leaf, gradient), opt_state
         )

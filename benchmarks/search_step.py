@@ -21,9 +21,11 @@ of 2048 x 2048, measured right after. Prints a row and writes search_step.json.
 
 from __future__ import annotations
 
+import functools
 import json
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -32,13 +34,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
-from jax.extend.core import ClosedJaxpr, Jaxpr, jaxprs_in_params
 from measuring import alone, peak_megabytes, timed
 
-from nasi_jax import SearchConfig, files
+from nasi_jax import SearchConfig
 from nasi_jax.config import to_dict
-from nasi_jax.directory import provenance
-from nasi_jax.experiment import build, dataset_of
+from nasi_jax.kernels.interpreter import Operation, intercept
+from nasi_jax.runs.search import build, dataset_of
+from nasi_jax.storage import files
+from nasi_jax.storage.directory import provenance
 
 SIDE = 2048
 """Rows and columns of the matrices that the machine's rate is measured with."""
@@ -65,34 +68,36 @@ def smallest(search: SearchConfig) -> SearchConfig:
     return replace(search, batch_size=2, init_channels=4, num_cells=cells, image_size=8)
 
 
-def flops(jaxpr: Jaxpr) -> int:
+def flops(function: Callable[..., Any], *args: Any) -> int:
     """Additions and multiplications of the products and convolutions in a program.
 
-    Once for each iteration of a scan, once for the body of a while loop. Products with padding
+    Once for each iteration of a scan; what is in a while loop is not counted. Products with padding
     and with the zeros between the entries of a cotangent are counted as others are.
     """
-    total = 0
-    for eqn in jaxpr.eqns:
-        times = eqn.params["length"] if eqn.primitive.name == "scan" else 1
-        inner = [
-            part.jaxpr if isinstance(part, ClosedJaxpr) else part
-            for part in jaxprs_in_params(eqn.params)
-        ]
-        total += times * sum(map(flops, inner)) if inner else 2 * _multiply_accumulates(eqn)
-    return total
+    counts: dict[tuple[int, ...], int] = {}
+
+    def note(operation: Operation) -> None:
+        # By its place, as the body of a scan may be traced more than once.
+        counts[operation.site] = operation.repeats * _multiply_accumulates(operation)
+
+    jax.eval_shape(functools.partial(intercept, function, note), *args)
+    return 2 * sum(counts.values())
 
 
-def _multiply_accumulates(eqn: Any) -> int:
-    name, params = eqn.primitive.name, eqn.params
+def _multiply_accumulates(operation: Operation) -> int:
+    name = operation.name
     if name == "dot_general":
-        (axes, _), _ = params["dimension_numbers"]
-        shape = eqn.invars[0].aval.shape
-        return int(eqn.outvars[0].aval.size * np.prod([shape[axis] for axis in axes]))
+        (((contracted, _), (batched, _)),) = operation.read("dimension_numbers")
+        left, right = (operand.shape for operand in operation.inputs)
+        shared = np.prod([left[axis] for axis in (*contracted, *batched)])
+        return int(np.prod(left) * np.prod(right) // shared)
     if "conv" not in name.split("_"):
         return 0
-    left, right, out = (atom.aval for atom in (*eqn.invars, *eqn.outvars))
+    left, right = operation.inputs
+    (out,) = jax.eval_shape(operation.apply, left, right)
     if name == "conv_general_dilated":
-        features = right.shape[params["dimension_numbers"].rhs_spec[0]]
+        (dimensions,) = operation.read("dimension_numbers")
+        features = right.shape[dimensions.rhs_spec[0]]
         return int(out.size * right.size // features)
     # Our own: a convolution y(x, w), and its gradients dx(g, w) and dw(x, g).
     kinds = {"conv": (out, right), "conv_dx": (left, right), "conv_dw": (right, out)}
@@ -115,7 +120,6 @@ def measure(config: Config, cache: str) -> dict[str, Any]:
     dataset = dataset_of(search)
     space, algorithm = build(search, dataset.num_classes)
     search_key, data_key = jax.random.split(jax.random.key(search.seed))
-    assert search.batch_size is not None  # every variant sets it
     batch = dataset.batch(data_key, 0, search.batch_size)
     state = jax.jit(algorithm.init)(search_key, batch)
 
@@ -134,7 +138,6 @@ def measure(config: Config, cache: str) -> dict[str, Any]:
 
     seconds = timed(run, config.repeats)
     peak = peak_megabytes()
-    traced = jax.make_jaxpr(algorithm.step)(search_key, state, batch)
     sizes: Any = space  # every registered space has both
     return {
         "search": to_dict(
@@ -146,7 +149,7 @@ def measure(config: Config, cache: str) -> dict[str, Any]:
         "seconds": seconds,
         "peak_megabytes": peak,
         "temporary_megabytes": memory.temp_size_in_bytes / 1e6,
-        "flops": flops(traced.jaxpr),
+        "flops": flops(algorithm.step, search_key, state, batch),
     }
 
 

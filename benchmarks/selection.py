@@ -24,7 +24,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, Any
 
 import numpy as np
 import tyro
@@ -43,9 +43,10 @@ from samples import (
     summary,
 )
 
-from nasi_jax import ScoreConfig, SearchConfig, parse_genotype, plot, population, tables
-from nasi_jax.config import to_dict
-from nasi_jax.experiment import constraint_of
+from nasi_jax import ScoreConfig, SearchConfig, parse_genotype, runs, tables
+from nasi_jax.config import ResolvedSearch, to_dict
+from nasi_jax.report.figures import save
+from nasi_jax.runs.search import constraint_of
 
 BY_PROXY = {"batch_gradient": "the largest x", "num_params": "the most parameters"}
 """The proxies that rivals choose by."""
@@ -68,29 +69,28 @@ class Config:
     """The smallest run that goes through all of it, for tests."""
 
 
-def rivals(config: Config, table: tables.Table) -> dict[str, list[Any]]:
+def rivals(config: Config, search: ResolvedSearch, table: tables.Table) -> dict[str, list[Any]]:
     """What is chosen among as many random cells as a search has steps, from each seed."""
-    search, steps = config.search, cast(int, config.search.steps)
     shared = ("space", "data", "data_dir", "labels", "norm", "init", "ops", "image_size")
     scoring = ScoreConfig(
-        num_archs=steps,
+        num_archs=search.steps,
         proxies=("batch_gradient",),
-        batch_size=cast(int, search.batch_size),
+        batch_size=search.batch_size,
         init_channels=search.init_channels,
         num_cells=search.num_cells,
         **{name: getattr(search, name) for name in shared},
     )
     chosen: dict[str, list[Any]] = {"a random cell": []}
-    chosen |= {f"of {steps} random cells {name}": [] for name in BY_PROXY.values()}
+    chosen |= {f"of {search.steps} random cells {name}": [] for name in BY_PROXY.values()}
     for seed in range(search.seed, search.seed + config.seeds):
         own = replace(scoring, seed=seed)
         out = config.out / "random" / f"{short_hash(to_dict(own))}.csv"
-        scores = population.score(own, out, resume=True)
+        scores = runs.score.score(own, out, resume=True)
         cells = [parse_genotype(text) for text in scores.genotypes]
         chosen["a random cell"] += cells
         for proxy, name in BY_PROXY.items():
             winner = int(np.argmax(scores.values[proxy][0]))
-            chosen[f"of {steps} random cells {name}"].append(cells[winner])
+            chosen[f"of {search.steps} random cells {name}"].append(cells[winner])
     largest = int(np.nanargmax(table.values["params"]))
     return chosen | {"of the whole table the most parameters": [table.genotype(largest)]}
 
@@ -132,20 +132,20 @@ def main() -> None:
     reader = Reader(table, config.column)
     seeds = range(search.seed, search.seed + config.seeds)
     space, found = sampled(search, seeds, config.out / "samples")
-    total = cast(int, search.steps)
+    total = search.steps
     steps = np.unique(np.geomspace(1, total, 12).round().astype(int))
     chosen = []
     for samples in found:
         history = alphas(
             samples,
             steps=total,
-            penalty=cast(float, search.penalty),
+            penalty=search.penalty,
             constraint=constraint_of(search),
         )
         chosen.append(selected(space, history, steps.tolist()))
     by_step = [reader(cells) for cells in chosen]
     last = {column: np.array([each[column][-1] for each in by_step]) for column in reader.columns}
-    others = {name: reader(cells) for name, cells in rivals(config, table).items()}
+    others = {name: reader(cells) for name, cells in rivals(config, search, table).items()}
     accuracies = {f"NASI, {total} steps": last, **others}
     rows = {
         name: {column: summary(values) for column, values in each.items()}
@@ -171,7 +171,7 @@ def main() -> None:
     }
     write_record(config.out, "selection", record)
     rest = {name: row[complete] for name, row in others.items()}
-    plot.save(draw(steps, curves, rest, complete), config.out / "selection.png")
+    save(draw(steps, curves, rest, complete), config.out / "selection.png")
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ def num_parameters(network: nn.Module) -> int:
 
 
 class Norm(nn.BatchNorm2d):
-    """Batch normalisation. DARTS: of the batch, without scale and shift. NAS-Bench-201: both."""
+    """Batch normalization. DARTS: of the batch, without scale and shift. NAS-Bench-201: both."""
 
     def __init__(self, channels: int, affine: bool) -> None:
         # Momentum 1: one pass in training mode makes the statistics those of that batch.
@@ -35,12 +35,12 @@ def conv(inputs: int, outputs: int, size: int, stride: int = 1) -> nn.Conv2d:
 def relu_conv_norm(
     inputs: int, outputs: int, size: int, *, stride: int = 1, affine: bool
 ) -> nn.Sequential:
-    """ReLU, convolution, normalisation."""
+    """ReLU, convolution, normalization."""
     return nn.Sequential(nn.ReLU(), conv(inputs, outputs, size, stride), Norm(outputs, affine))
 
 
 class FactorizedReduce(nn.Module):
-    """ReLU, two 1x1 convolutions of stride 2 on shifted inputs side by side, normalisation."""
+    """ReLU, two 1x1 convolutions of stride 2 on shifted inputs side by side, normalization."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
@@ -57,7 +57,7 @@ class FactorizedReduce(nn.Module):
 def separable_conv(
     channels: int, size: int, *, stride: int, dilation: int, repeats: int
 ) -> nn.Sequential:
-    """`repeats` times ReLU, depthwise convolution, 1x1 convolution, normalisation."""
+    """`repeats` times ReLU, depthwise convolution, 1x1 convolution, normalization."""
     layers: list[nn.Module] = []
     for index in range(repeats):
         depthwise = nn.Conv2d(

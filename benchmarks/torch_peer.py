@@ -11,14 +11,19 @@ squared norm of a gradient that has a graph of its own, is differentiated backwa
 of the NAS-Bench-201 network of `estimators.py`, frozen statistics: `forward_backward` of the mean
 loss; `per_example`, the squared gradient norm of every example by `vmap(grad)`; `trace`, of the
 NTK over all outputs, by a `vmap` over the outputs in one over the examples; `condition_number`,
-of the NTK of the summed logits, by a backward pass for each example as in TE-NAS. The PyTorch
-code, in `torch_networks.py` and here, is our own; that the networks have as many parameters as
-ours is checked in every run.
+of the NTK of the summed logits, by a backward pass for each example as in TE-NAS; `training_step`,
+of the recipe nasbench201, in PyTorch by the module that `nasi export` writes, without augmentation.
+The PyTorch code, in `torch_networks.py` and here, is our own; that the networks have as many
+parameters as ours is checked in every run.
 
 Each case runs in a process of its own, which imports one of the two libraries; memory is the peak
 of that process, the libraries included. Ours runs twice: the first process compiles, its peak has
 a column of its own, the second takes the program from the cache and is timed. Seconds are medians
 of the repeats after a run that is not timed. Prints a table and writes torch_peer.json.
+
+With `--device cuda` both compute on the first GPU (JAX's plugin must be there), memory is the peak
+of what was allocated there, and `--precision tf32` lets both round the factors of products to
+TF32, which JAX does unless told otherwise.
 """
 
 from __future__ import annotations
@@ -27,10 +32,11 @@ import importlib.util
 import json
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import tyro
@@ -38,14 +44,21 @@ from measuring import alone, peak_megabytes, timed
 
 # No JAX and no PyTorch up here: each process imports one of them, so that memory is its own.
 
-CASES = ("nasi_step", "forward_backward", "per_example", "trace", "condition_number")
+NASBENCH201_CASES = (
+    "forward_backward",
+    "per_example",
+    "trace",
+    "condition_number",
+    "training_step",
+)
+CASES = ("nasi_step", *NASBENCH201_CASES)
 QUANTITIES = {
     "forward_backward": "forward and backward",
     "per_example": "per_example_gradient",
     "trace": "ntk_trace",
     "condition_number": "condition_number",
 }
-"""What `estimators.py` calls the cases of the NAS-Bench-201 network."""
+"""What `estimators.py` calls those of the NAS-Bench-201 network."""
 
 NUM_CLASSES = 10
 CHANNELS = 3
@@ -56,7 +69,14 @@ class Config:
     """Settings of the comparison."""
 
     cases: tuple[str, ...] = CASES
-    """Which quantities: nasi_step, forward_backward, per_example, trace, condition_number."""
+    """Which quantities: nasi_step, forward_backward, per_example, trace, condition_number,
+    training_step."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Where PyTorch computes, and where our memory is measured."""
+    precision: Literal["highest", "tf32"] = "highest"
+    """Of the products: float32, or factors rounded to TF32, which only a GPU has."""
+    ours: bool = True
+    """Whether to measure ours beside PyTorch."""
     batch_size: int = 16
     """Examples in the batch of nasi_step."""
     init_channels: int = 16
@@ -67,6 +87,8 @@ class Config:
     """Examples in the batch of the other cases."""
     network_num_cells: int = 5
     """Cells a stage of the NAS-Bench-201 network."""
+    train_batch_size: int = 256
+    """Examples in the batch of training_step."""
     image_size: int = 32
     """Height and width of the images."""
     chunk_size: int = 16
@@ -83,40 +105,90 @@ class Config:
     """The smallest run that goes through all of it, for tests."""
 
 
-def in_torch(case: str, ops: tuple[str, ...], config: Config) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Ours:
+    """What PyTorch has to know of a network of ours.
+
+    Attributes:
+      ops: operations of the supernet, or of the network's edges.
+      parameters: entries of all parameters.
+      module: source of the PyTorch module that `nasi export` writes, for training_step.
+    """
+
+    ops: tuple[str, ...]
+    parameters: int
+    module: str | None = None
+
+
+def in_torch(case: str, ours: Ours, config: Config) -> dict[str, Any]:
     """A case in PyTorch, in the process that calls it.
 
     Args:
       case: one of `CASES`.
-      ops: operations of the supernet, or of the network's edges.
+      ours: of the network.
       config: the settings.
     """
     import torch
     import torch_networks
 
     torch.manual_seed(config.seed)
-    step = case == "nasi_step"
-    size = config.batch_size if step else config.network_batch_size
+    torch.set_default_device(config.device)
+    on_gpu = config.device == "cuda"
+    torch.backends.cuda.matmul.allow_tf32 = config.precision == "tf32"
+    torch.backends.cudnn.allow_tf32 = config.precision == "tf32"
+    torch.backends.cudnn.benchmark = on_gpu
+    sizes = {"nasi_step": config.batch_size, "training_step": config.train_batch_size}
+    size = sizes.get(case, config.network_batch_size)
     images = torch.randn(size, CHANNELS, config.image_size, config.image_size)
     labels = torch.randint(NUM_CLASSES, (size,))
-    if step:
+    if case == "nasi_step":
         network = torch_networks.DartsSupernet(
-            NUM_CLASSES, ops, config.init_channels, config.num_cells
+            NUM_CLASSES, ours.ops, config.init_channels, config.num_cells
         )
-        compute = torch_step(network, len(ops), images, labels)
+        compute = torch_step(network, len(ours.ops), images, labels)
+    elif case == "training_step":
+        assert ours.module is not None
+        namespace: dict[str, Any] = {"__name__": "exported"}
+        exec(ours.module, namespace)
+        network = namespace["Network"]().train()
+        compute = torch_training_step(network, images, labels)
     else:
         network = torch_networks.nasbench201_network(
-            NUM_CLASSES, ops, config.init_channels, config.network_num_cells
+            NUM_CLASSES, ours.ops, config.init_channels, config.network_num_cells
         )
         with torch.no_grad():
             network(images)  # takes the statistics that are then fixed
         compute = torch_estimate(case, network.eval(), images, labels, config.chunk_size)
+
+    def run() -> None:
+        compute()
+        if on_gpu:
+            torch.cuda.synchronize()
+
     return {
-        "seconds": timed(compute, config.repeats),
-        "peak_megabytes": peak_megabytes(),
+        "seconds": timed(run, config.repeats),
+        "peak_megabytes": torch.cuda.max_memory_allocated() / 1e6 if on_gpu else peak_megabytes(),
         "parameters": torch_networks.num_parameters(network),
         "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name() if on_gpu else "cpu",
     }
+
+
+def torch_training_step(network: Any, images: Any, labels: Any) -> Callable[[], Any]:
+    """A step of stochastic gradient descent as in the recipe nasbench201."""
+    import torch
+    from torch.nn import functional
+
+    optimizer = torch.optim.SGD(
+        network.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4
+    )
+
+    def compute() -> None:
+        optimizer.zero_grad()
+        functional.cross_entropy(network(images), labels).backward()
+        optimizer.step()
+
+    return compute
 
 
 def torch_step(network: Any, num_ops: int, images: Any, labels: Any) -> Callable[[], Any]:
@@ -199,49 +271,107 @@ def torch_estimate(
 def here(case: str, config: Config, cache: str) -> dict[str, Any]:
     """A case of ours, in the process that calls it, with a compilation cache."""
     import estimators
+    import jax
     import search_step
 
+    search_step.use_cache(cache)
+    if config.precision == "tf32":
+        jax.config.update("jax_default_matmul_precision", "tensorfloat32")
+    elif config.device == "cuda":
+        jax.config.update("jax_default_matmul_precision", "highest")
     if case == "nasi_step":
         search = search_step.Config(search=_search(config), repeats=config.our_repeats)
-        return search_step.measure(search, cache)
-    search_step.use_cache(cache)
-    settings = estimators.Config(
-        batch_size=config.network_batch_size,
+        measured = search_step.measure(search, cache)
+    elif case == "training_step":
+        measured = _training_step(config)
+    else:
+        settings = estimators.Config(
+            batch_size=config.network_batch_size,
+            init_channels=config.init_channels,
+            num_cells=config.network_num_cells,
+            image_size=config.image_size,
+            repeats=config.our_repeats,
+            seed=config.seed,
+        )
+        (row,) = estimators.measure(settings, (QUANTITIES[case],))
+        measured = {name: row[name] for name in ("seconds", "compile_seconds")}
+        measured["temporary_megabytes"] = row["megabytes"]
+    statistics = jax.local_devices()[0].memory_stats() if config.device == "cuda" else None
+    peak = statistics["peak_bytes_in_use"] / 1e6 if statistics else peak_megabytes()
+    return {**measured, "peak_megabytes": peak}
+
+
+def _training_step(config: Config) -> dict[str, Any]:
+    """Our step of the recipe nasbench201, augmentation included."""
+    import estimators
+    import jax
+
+    from nasi_jax import RECIPES, parse_genotype
+    from nasi_jax.training import trainer
+
+    recipe = replace(
+        RECIPES["nasbench201"],
+        batch_size=config.train_batch_size,
         init_channels=config.init_channels,
         num_cells=config.network_num_cells,
         image_size=config.image_size,
-        repeats=config.our_repeats,
-        seed=config.seed,
     )
-    (row,) = estimators.measure(settings, (QUANTITIES[case],))
+    size, shape = config.train_batch_size, (config.image_size, config.image_size, CHANNELS)
+    moments = np.full(CHANNELS, 128, np.float32), np.full(CHANNELS, 64, np.float32)
+    images = trainer.Images(NUM_CLASSES, size, 255.0, *moments)
+    algorithm = trainer.trainer(parse_genotype(estimators.GENOTYPE), recipe, images)
+    key, rng = jax.random.key(config.seed), np.random.default_rng(config.seed)
+    state = jax.jit(algorithm.init)(key)
+    batch = jax.device_put(
+        (
+            rng.integers(256, size=(size, *shape)).astype(np.uint8),
+            rng.integers(NUM_CLASSES, size=size).astype(np.int32),
+        )
+    )
+    begin = time.perf_counter()
+    step = jax.jit(algorithm.step, donate_argnums=1).lower(key, state, *batch).compile()
+    compile_seconds = time.perf_counter() - begin
+    memory: Any = step.memory_analysis()
+
+    def run() -> None:
+        nonlocal state
+        state, score = jax.block_until_ready(step(key, state, *batch))
+        assert np.isfinite(score.loss)
+
     return {
-        "seconds": row["seconds"],
-        "compile_seconds": row["compile_seconds"],
-        "peak_megabytes": peak_megabytes(),
-        "temporary_megabytes": row["megabytes"],
+        "seconds": timed(run, config.our_repeats),
+        "compile_seconds": compile_seconds,
+        "temporary_megabytes": memory.temp_size_in_bytes / 1e6,
     }
 
 
 def here_twice(case: str, config: Config) -> dict[str, Any]:
-    """`here` with an empty cache (`cold`), then with the filled one, each time alone."""
+    """`here` with an empty cache (`cold`), then with the filled one, each time alone.
+
+    On a GPU once: what compiling takes is no part of its memory.
+    """
     with tempfile.TemporaryDirectory() as cache:
-        cold = alone(here, case, replace(config, our_repeats=1), cache)
-        warm = alone(here, case, config, cache)
-    names = ("compile_seconds", "peak_megabytes")
+        names = ("compile_seconds", "peak_megabytes")
+        if config.device == "cuda":
+            cold = warm = alone(here, case, config, cache)
+        else:
+            cold = alone(here, case, replace(config, our_repeats=1), cache)
+            warm = alone(here, case, config, cache)
     return {**warm, "cold": {name: cold[name] for name in names}}
 
 
-def describe(config: Config) -> dict[str, tuple[tuple[str, ...], int]]:
-    """Of each of our networks, `darts` and `nasbench201`, the operations and the parameters."""
+def describe(case: str, config: Config) -> Ours:
+    """Our network of a case."""
     import estimators
     import jax
     import jax.numpy as jnp
 
-    from nasi_jax import parse_genotype, search_space
+    from nasi_jax import export, parse_genotype, search_space
     from nasi_jax.cells import Nasbench201Genotype
-    from nasi_jax.experiment import space_of
+    from nasi_jax.runs.search import space_of
+    from nasi_jax.types import NetworkSpec
 
-    images = jnp.zeros((1, config.image_size, config.image_size, CHANNELS))
+    images = jax.ShapeDtypeStruct((1, config.image_size, config.image_size, CHANNELS), jnp.float32)
 
     def variables(network: Any, *inputs: Any) -> Any:
         return jax.eval_shape(network.init, jax.random.key(0), images, *inputs)
@@ -249,19 +379,21 @@ def describe(config: Config) -> dict[str, tuple[tuple[str, ...], int]]:
     def count(variables: Any) -> int:
         return sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
 
-    darts = space_of(_search(config))
-    supernet = variables(darts.supernet(NUM_CLASSES), darts.init_alpha())
-    nasbench201 = search_space(
-        "nasbench201", init_channels=config.init_channels, num_cells=config.network_num_cells
-    )
+    if case == "nasi_step":
+        darts = space_of(_search(config))
+        supernet = variables(darts.supernet(NUM_CLASSES), darts.init_alpha())
+        # The supernet's scans have layers behind their last cells that nothing reads.
+        return Ours(darts.ops, count(jax.eval_shape(darts.inherit, supernet)))
+    sizes: dict[str, Any] = {
+        "init_channels": config.init_channels,
+        "num_cells": config.network_num_cells,
+    }
+    nasbench201 = search_space("nasbench201", **sizes)
     genotype = parse_genotype(estimators.GENOTYPE)
     assert isinstance(genotype, Nasbench201Genotype)
-    network = variables(nasbench201.network(genotype, NUM_CLASSES, norm="frozen"))
-    return {
-        # The supernet's scans have layers behind their last cells that nothing reads.
-        "darts": (darts.ops, count(jax.eval_shape(darts.inherit, supernet))),
-        "nasbench201": (genotype.ops, count(network)),
-    }
+    network = variables(nasbench201.network(genotype, NUM_CLASSES, NetworkSpec(norm="frozen")))
+    module = export.module_source(genotype, "torch", num_classes=NUM_CLASSES, **sizes)
+    return Ours(genotype.ops, count(network), module)
 
 
 def _search(config: Config) -> Any:
@@ -286,17 +418,17 @@ def compare(config: Config) -> list[dict[str, Any]]:
     unknown = [case for case in config.cases if case not in CASES]
     if unknown:
         raise ValueError(f"unknown case {unknown[0]!r}; known: {', '.join(CASES)}")
-    networks = alone(describe, config)
     rows = []
     for case in config.cases:
-        ops, parameters = networks["darts" if case == "nasi_step" else "nasbench201"]
-        theirs = alone(in_torch, case, ops, config)
-        if theirs["parameters"] != parameters:
+        network = alone(describe, case, config)
+        theirs = alone(in_torch, case, network, config)
+        if theirs["parameters"] != network.parameters:
             raise ValueError(
-                f"{case}: {theirs['parameters']} parameters in PyTorch, {parameters} of ours"
+                f"{case}: {theirs['parameters']} parameters in PyTorch, {network.parameters} "
+                "of ours"
             )
-        ours = here_twice(case, config)
-        rows.append({"case": case, "parameters": parameters, "torch": theirs, "ours": ours})
+        row = {"case": case, "parameters": network.parameters, "torch": theirs}
+        rows.append({**row, "ours": here_twice(case, config)} if config.ours else row)
     return rows
 
 
@@ -307,38 +439,41 @@ def main() -> None:
         print("PyTorch is not installed: pip install 'nasi-jax[peer]'", file=sys.stderr)
         sys.exit(2)
     if config.smoke:
-        config = Config(
-            cases=config.cases,
+        config = replace(
+            config,
             batch_size=2,
             init_channels=4,
             num_cells=3,
             network_batch_size=4,
             network_num_cells=1,
+            train_batch_size=4,
             image_size=8,
             chunk_size=2,
             repeats=2,
             our_repeats=2,
-            out=config.out,
         )
     rows = compare(config)
-    print(
-        "| quantity | PyTorch, s | MB | ours, s | MB | MB to compile | time ratio | memory ratio |"
-    )
-    print("| --- " * 8 + "|")
+    columns = ["quantity", "PyTorch, s", "MB"]
+    if config.ours:
+        columns += ["ours, s", "MB", "MB to compile", "time ratio", "memory ratio"]
+    print(f"| {' | '.join(columns)} |")
+    print("| --- " * len(columns) + "|")
     for row in rows:
-        theirs, ours = row["torch"], row["ours"]
-        their_seconds, our_seconds = np.median(theirs["seconds"]), np.median(ours["seconds"])
-        their_peak, our_peak = theirs["peak_megabytes"], ours["peak_megabytes"]
-        print(
-            f"| {row['case']} | {their_seconds:.3g} | {their_peak:.0f} | {our_seconds:.3g} "
-            f"| {our_peak:.0f} | {ours['cold']['peak_megabytes']:.0f} "
-            f"| {our_seconds / their_seconds:.3g} | {our_peak / their_peak:.3g} |"
-        )
+        theirs = row["torch"]
+        their_seconds, their_peak = np.median(theirs["seconds"]), theirs["peak_megabytes"]
+        line = f"| {row['case']} | {their_seconds:.3g} | {their_peak:.0f} "
+        if config.ours:
+            ours = row["ours"]
+            our_seconds, our_peak = np.median(ours["seconds"]), ours["peak_megabytes"]
+            line += f"| {our_seconds:.3g} | {our_peak:.0f} "
+            line += f"| {ours['cold']['peak_megabytes']:.0f} "
+            line += f"| {our_seconds / their_seconds:.3g} | {our_peak / their_peak:.3g} "
+        print(f"{line}|")
 
     from importlib.metadata import version
 
-    from nasi_jax import files
-    from nasi_jax.directory import provenance
+    from nasi_jax.storage import files
+    from nasi_jax.storage.directory import provenance
 
     record: dict[str, Any] = {
         "config": {**asdict(config), "out": str(config.out)},

@@ -21,10 +21,12 @@ import numpy as np
 import tyro
 from measuring import write_record
 
-from nasi_jax import plot, tables, training_run
+from nasi_jax import runs, tables
 from nasi_jax.config import to_dict
-from nasi_jax.correlation import correlations
-from nasi_jax.recipe import TrainConfig
+from nasi_jax.report.correlation import correlations
+from nasi_jax.report.curves import draw_scatter
+from nasi_jax.report.figures import save
+from nasi_jax.training.recipes import TrainConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,8 +46,9 @@ class Config:
     """The smallest run that goes through all of it, for tests."""
 
 
-def main(config: Config) -> None:
+def main() -> None:
     """Trains the cells and reports."""
+    config = tyro.cli(Config, description=__doc__)
     if config.smoke:
         train = replace(config.train, epochs=1, init_channels=2, image_size=8)
         config = replace(config, train=train, num_archs=3)
@@ -58,7 +61,7 @@ def main(config: Config) -> None:
     for index in map(int, chosen):
         genotype = table.genotype(index)
         out = config.out / f"cell-{index}"
-        summary = training_run.train(genotype, config.train, out, resume=True)
+        summary = runs.train.train(genotype, config.train, out, resume=True)
         rows.append(
             {
                 "index": index,
@@ -77,7 +80,7 @@ def main(config: Config) -> None:
     coefficients = correlations(found, truth)
     title = f"Spearman {coefficients['spearman'].value:.2f}"
     print(f"{len(rows)} cells: {title}")
-    figure = plot.draw_scatter(
+    figure = draw_scatter(
         (f"{config.column} of the table", truth),
         {f"accuracy in % after {config.train.epochs} epochs": found},
         {f"accuracy in % after {config.train.epochs} epochs": title},
@@ -86,8 +89,8 @@ def main(config: Config) -> None:
     figures = {name: found._asdict() for name, found in coefficients.items()}
     record = {"config": settings, "rows": rows, "correlations": figures}
     write_record(config.out, "trained_order", record)
-    plot.save(figure, config.out / "trained_order.png")
+    save(figure, config.out / "trained_order.png")
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config, description=__doc__))
+    main()

@@ -1,27 +1,33 @@
 """NASI and tools for the neural tangent kernel of finite networks, in JAX.
 
 `nasi(space, ...)` is the search as two pure functions, `run(...)` the loop around them,
-`SEARCH_SPACES` and `PROXIES` are what there is to search in and to score by.
+`SEARCH_SPACES` and `PROXIES` are what there is to search in and to score by. All else, such as the
+types of states, is in the rooms: `nasi_jax.search`, `nasi_jax.kernels`, `nasi_jax.training`, ...
 """
 
 from importlib.metadata import version
 
+from nasi_jax.devices import environment
+
+# Before anything imports what an older JAX has not.
+try:
+    environment.require_versions()
+except ImportError as error:
+    if environment.is_the_command():
+        environment.fail(str(error), 2)
+    raise
+
 from nasi_jax.cells import (
     SEARCH_SPACES,
-    genotype_from_dict,
-    genotype_to_dict,
     parse_genotype,
     search_space,
 )
 from nasi_jax.config import RankConfig, ScoreConfig, SearchConfig
-from nasi_jax.correlation import correlations
 from nasi_jax.kernels import (
     PROXIES,
     batch_gradient,
-    examples_are_coupled,
     infinite_width_ntk,
     lanczos_spectrum,
-    multiply_adds,
     neural_tangents_ntk,
     ntk,
     ntk_trace,
@@ -31,28 +37,20 @@ from nasi_jax.kernels import (
     squared_gradient_norms,
     trace_bounds,
 )
-from nasi_jax.recipe import RECIPES, TrainConfig
+from nasi_jax.report.correlation import correlations
 from nasi_jax.search import (
-    Run,
-    SearchAlgorithm,
-    SearchInfo,
-    SearchState,
     adaptive,
     fixed,
-    gumbel_softmax,
-    init_params,
-    margins,
     nasi,
-    normalize_by_max_norm,
     one_step_ascent,
     quantile,
     run,
     score_fn,
 )
-from nasi_jax.tables import Table
 from nasi_jax.tables import load as load_table
-from nasi_jax.train import Training, TrainState, training
-from nasi_jax.types import Batch, Edge
+from nasi_jax.training.recipes import RECIPES, TrainConfig
+from nasi_jax.training.trainer import trainer
+from nasi_jax.types import Batch
 
 __version__ = version("nasi-jax")
 
@@ -61,36 +59,20 @@ __all__ = [
     "RECIPES",
     "SEARCH_SPACES",
     "Batch",
-    "Edge",
     "RankConfig",
-    "Run",
     "ScoreConfig",
-    "SearchAlgorithm",
     "SearchConfig",
-    "SearchInfo",
-    "SearchState",
-    "Table",
     "TrainConfig",
-    "TrainState",
-    "Training",
     "__version__",
     "adaptive",
     "batch_gradient",
     "correlations",
-    "examples_are_coupled",
     "fixed",
-    "genotype_from_dict",
-    "genotype_to_dict",
-    "gumbel_softmax",
     "infinite_width_ntk",
-    "init_params",
     "lanczos_spectrum",
     "load_table",
-    "margins",
-    "multiply_adds",
     "nasi",
     "neural_tangents_ntk",
-    "normalize_by_max_norm",
     "ntk",
     "ntk_trace",
     "one_step_ascent",
@@ -104,5 +86,5 @@ __all__ = [
     "spectrum",
     "squared_gradient_norms",
     "trace_bounds",
-    "training",
+    "trainer",
 ]

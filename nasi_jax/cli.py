@@ -7,13 +7,15 @@ import contextlib
 import datetime
 import logging
 import os
+import re
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, ClassVar, Literal, cast
 
 import jax
 import numpy as np
@@ -23,27 +25,20 @@ from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
-    Progress,
     SpinnerColumn,
     TextColumn,
 )
+from rich.progress import Progress as Bar
 from rich.table import Table
 
-from nasi_jax import (
-    cache,
-    experiment,
-    export,
-    files,
-    population,
-    predict,
-    ranking,
-    training_run,
-)
+from nasi_jax import export, runs
 from nasi_jax.config import Config, RankConfig, ScoreConfig, SearchConfig
-from nasi_jax.correlation import COEFFICIENTS
-from nasi_jax.recipe import RECIPES, TrainConfig
-from nasi_jax.search import Run
-from nasi_jax.train import num_cells_of
+from nasi_jax.devices import cache, environment
+from nasi_jax.report.correlation import COEFFICIENTS
+from nasi_jax.storage import directory, files
+from nasi_jax.training.recipes import RECIPES, TrainConfig
+from nasi_jax.training.trainer import network_sizes, num_cells_of
+from nasi_jax.types import OnProgress, Progress
 
 _SECONDS_BETWEEN_LINES = 10.0
 
@@ -52,45 +47,57 @@ _SECONDS_BETWEEN_LINES = 10.0
 class Compiling:
     """What the commands that compile have in common."""
 
+    less_memory: ClassVar[str]
+    """What to do where the device's memory is too small, in words."""
+
     no_cache: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Compile everything anew, and keep nothing of it in the user's cache folder."""
 
 
 @dataclass(frozen=True)
-class Search(Compiling):
+class Resumable(Compiling):
+    """What the commands have in common that may find a run in their output."""
+
+    resume: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Go on with the run that is there, of the same settings; those of a search and of a training
+    need not be given again."""
+    overwrite: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Replace the run that is there."""
+
+    @property
+    def existing(self) -> dict[str, bool]:
+        """What is to happen to it, as keyword arguments.
+
+        Raises:
+          ValueError: if both are set.
+        """
+        if self.resume and self.overwrite:
+            raise ValueError("--resume and --overwrite exclude each other")
+        return {"resume": self.resume, "overwrite": self.overwrite}
+
+
+@dataclass(frozen=True)
+class Search(Resumable):
     """Select an architecture at initialization, without training anything.
 
     Needs no labels and few images. Prints the genotype and writes into the output directory
     result.json, history.csv, history.png, cells.svg, cells.png and a checkpoint to resume from.
     """
 
+    less_memory = "lower --batch-size, or raise --micro-batches with --norm frozen or none"
     config: Annotated[SearchConfig, tyro.conf.arg(name="")] = field(default_factory=SearchConfig)
     out: Path = Path("runs/search")
     """Output directory."""
-    resume: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Go on with the search in the output directory; its settings need not be given again."""
-    overwrite: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Replace the search in the output directory."""
+
+    @classmethod
+    def saved(cls, out: Path) -> Search:
+        """The command with the settings of the search in its output."""
+        return cls(config=runs.search.saved(out), out=out)
 
     def run(self) -> None:
         """Runs the search and reports it."""
-        existing = _existing(self.resume, self.overwrite)
         with _progress(_program("the search step", self.config.resolved())) as report:
-
-            def on_progress(stage: str, steps: int, run: Run | None) -> None:
-                if run is None:
-                    report(stage, steps, 0, 0.0)
-                    return
-                seconds, info = run.step_seconds, run.info
-                figures = f"x {info.trace[-1]:.4g}  nu {info.constraint[-1]:.4g}"
-                report(stage, steps, len(seconds), float(np.mean(seconds)), figures)
-
-            result = experiment.search(
-                self.config,
-                self.out,
-                **existing,
-                on_progress=on_progress,
-            )
+            result = runs.search.search(self.config, self.out, **self.existing, on_progress=report)
         print(result["text"])
         choices, seconds = result["choices"], result["seconds"]
         ratios = [choice["margin_in_standard_errors"] or 0.0 for choice in choices]
@@ -109,31 +116,28 @@ class Search(Compiling):
 
 
 @dataclass(frozen=True)
-class Score(Compiling):
+class Score(Resumable):
     """Score architectures at initialization, all through one compiled supernet.
 
     Writes a csv file with a line for each architecture, and a json file beside it. Every score
     is better when higher.
     """
 
+    less_memory = "lower --batch-size"
     config: Annotated[ScoreConfig, tyro.conf.arg(name="")] = field(default_factory=ScoreConfig)
     out: Path = Path("runs/scores.csv")
     """Output file, a .csv."""
-    resume: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Go on with the scores in the output file, of the same settings."""
-    overwrite: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Replace the output file."""
+
+    @classmethod
+    def saved(cls, out: Path) -> Score:
+        """The command with the settings of the scores in its output."""
+        config = runs.score.saved(runs.score.run_directory(out), ScoreConfig)
+        return cls(config=config, out=out)
 
     def run(self) -> None:
         """Scores and reports."""
-        existing = _existing(self.resume, self.overwrite)
         with _progress(_program("the scores", self.config)) as report:
-            scores = population.score(
-                self.config,
-                self.out,
-                **existing,
-                on_progress=report,
-            )
+            scores = runs.score.score(self.config, self.out, **self.existing, on_progress=report)
         for name, values in scores.values.items():
             means = np.mean(values, axis=0)
             if np.isnan(means).all():
@@ -141,47 +145,46 @@ class Score(Compiling):
                 continue
             best = int(np.nanargmax(means))
             print(f"best {name}: {means[best]:.6g}  {scores.genotypes[best]}")
-        _print_cost(self.config, population.record_of(self.config, scores))
+        _print_cost(self.config, runs.score.record_of(self.config, scores))
         print(f"wrote {self.out} and {self.out.with_suffix('.json').name}")
 
 
 @dataclass(frozen=True)
-class Compare(Compiling):
+class Compare(Resumable):
     """Compare proxies with the exact trace of the NTK over random architectures.
 
     Prints Pearson's, Spearman's and Kendall's correlation with 95% bootstrap intervals, and
     writes compare.csv, compare.json and compare.png into the output directory.
     """
 
+    less_memory = "lower --batch-size"
     config: Annotated[ScoreConfig, tyro.conf.arg(name="")] = field(
         default_factory=lambda: ScoreConfig(norm="frozen", batch_size=8)
     )
     out: Path = Path("runs/compare")
     """Output directory."""
-    resume: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Go on with the comparison in the output directory, of the same settings."""
-    overwrite: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Replace the comparison in the output directory."""
+
+    @classmethod
+    def saved(cls, out: Path) -> Compare:
+        """The command with the settings of the comparison in its output."""
+        config = runs.score.saved(runs.compare.run_directory(out), ScoreConfig)
+        return cls(config=config, out=out)
 
     def run(self) -> None:
         """Compares and reports."""
-        existing = _existing(self.resume, self.overwrite)
         with _progress(_program("the scores", self.config)) as report:
-            result = ranking.compare(
-                self.config,
-                self.out,
-                **existing,
-                on_progress=report,
+            result = runs.compare.compare(
+                self.config, self.out, **self.existing, on_progress=report
             )
         _print_correlations(result)
         _print_cost(self.config, result)
-        if result["reference"] != ranking.REFERENCE:
+        if result["reference"] != runs.compare.REFERENCE:
             print("the reference is our own exact trace: pip install 'nasi-jax[ntk]' for another")
         print(f"wrote {self.out}/compare.csv, compare.json, compare.png")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rank(Compiling):
+class Rank(Resumable):
     """Rank architectures by proxies, against their accuracies in a table of a benchmark.
 
     Prints Pearson's, Spearman's and Kendall's correlation with the accuracy and the precision in
@@ -189,26 +192,28 @@ class Rank(Compiling):
     rank.csv, rank.json, rank.png, scores.csv and scores.json into the output directory.
     """
 
+    less_memory = "lower --batch-size"
     config: Annotated[RankConfig, tyro.conf.arg(name="")]
     out: Path = Path("runs/rank")
     """Output directory."""
-    resume: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Go on with the ranking in the output directory, of the same settings."""
-    overwrite: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Replace the ranking in the output directory."""
+
+    @classmethod
+    def saved(cls, out: Path) -> Rank:
+        """The command with the settings of the ranking in its output."""
+        config = runs.score.saved(runs.rank.run_directory(out), RankConfig)
+        return cls(config=config, out=out)
 
     def run(self) -> None:
         """Ranks and reports."""
-        existing = _existing(self.resume, self.overwrite)
         with _progress(_program("the scores", self.config)) as report:
-            result = ranking.rank(self.config, self.out, **existing, on_progress=report)
+            result = runs.rank.rank(self.config, self.out, **self.existing, on_progress=report)
         _print_correlations(result)
         _print_cost(self.config, result)
         print(f"wrote {self.out}/rank.csv, rank.json, rank.png, scores.csv, scores.json")
 
 
 @dataclass(frozen=True)
-class Train(Compiling):
+class Train(Resumable):
     """Train the network of a genotype from scratch.
 
     Prints the accuracy on the test images, and writes into the output directory summary.json,
@@ -216,6 +221,7 @@ class Train(Compiling):
     take. Settings that are not given are those of the recipe.
     """
 
+    less_memory = "lower --batch-size, raise --micro-batches, or set --remat"
     genotype: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="GENOTYPE")] = None
     """A genotype as text or JSON, or a file that holds one, such as a search's result.json. Need
     not be given with --resume."""
@@ -224,18 +230,20 @@ class Train(Compiling):
     """Number of trainings, from seed, seed + 1 and so on, each in a directory of its own."""
     out: Path = Path("runs/train")
     """Output directory."""
-    resume: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Go on with the training in the output directory; its settings need not be given again."""
-    overwrite: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Replace the training in the output directory."""
+
+    @classmethod
+    def saved(cls, out: Path) -> Train:
+        """The command with the settings of the training in its output."""
+        _, config, seeds = runs.train.saved(out)
+        return cls(config=config, seeds=seeds, out=out)
 
     def run(self) -> None:
         """Trains and reports."""
-        existing = _existing(self.resume, self.overwrite)
+        existing = self.existing
         if self.genotype is not None:
-            genotype = experiment.read_genotype(self.genotype)
+            genotype = runs.search.read_genotype(self.genotype, self.config.space)
         elif self.resume:
-            genotype, _, _ = training_run.saved(self.out)
+            genotype, _, _ = runs.train.saved(self.out)
         else:
             raise ValueError("name a genotype to train, or a file that holds one")
         if self.seeds < 1:
@@ -246,11 +254,11 @@ class Train(Compiling):
         program = f"a training step, recipe {config.recipe}, {sizes}, batch {config.batch_size}"
         with _progress(program) as report:
             if self.seeds == 1:
-                result = training_run.train(
+                result = runs.train.train(
                     genotype, config, self.out, **existing, on_progress=report
                 )
             else:
-                result = training_run.train_seeds(
+                result = runs.train.train_seeds(
                     genotype, config, self.out, self.seeds, **existing, on_progress=report
                 )
         print(genotype.to_text())
@@ -290,8 +298,10 @@ class Export:
     genotype: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="GENOTYPE")] = None
     """A genotype as text or JSON, or a file that holds one, such as a search's result.json. Need
     not be given with --checkpoint."""
-    format: Literal["darts", "nasbench201", "nasbench101", "json", "flax", "torch"] = "json"
+    format: Literal["darts", "nasbench201", "nasbench101", "json", "text", "flax", "torch"] = "json"
     """Form of the output."""
+    space: str | None = None
+    """Space of the genotype, if it is none of ours: as for a search."""
     out: Path | None = None
     """File to write; text goes to the terminal if there is none."""
     checkpoint: Path | None = None
@@ -316,7 +326,7 @@ class Export:
             return
         if self.genotype is None:
             raise ValueError("name a genotype, or a file that holds one, or a --checkpoint")
-        genotype = experiment.read_genotype(self.genotype)
+        genotype = runs.search.read_genotype(self.genotype, self.space)
         if self.format in export.FRAMEWORKS:
             content = export.module_source(genotype, cast(Any, self.format), **sizes)
         elif sizes:
@@ -340,7 +350,7 @@ class Export:
         # Before either is written.
         for path in (self.out, weights):
             files.check_absent(path, overwrite=self.overwrite)
-        network = training_run.trained(checkpoint)
+        network = runs.train.trained(checkpoint)
         images = network.images
         mean, std = (part / images.scale for part in (images.mean, images.std))
         inputs = f"Images are on [0, 1], less {_numbers(mean)}, divided by {_numbers(std)}."
@@ -349,7 +359,8 @@ class Export:
             framework,
             num_classes=images.num_classes,
             inputs=inputs,
-            **training_run.sizes_of(network),
+            stem=network.config.stem,
+            **network_sizes(network.genotype, network.config),
         )
         parameters = export.parameters(network.variables, framework)
         files.write(weights, safetensors.numpy.save(parameters), overwrite=self.overwrite)
@@ -370,6 +381,7 @@ class Predict(Compiling):
     separated by tabs.
     """
 
+    less_memory = "name fewer images at a time"
     checkpoint: tyro.conf.Positional[Path]
     """Directory of a training."""
     images: tyro.conf.Positional[tuple[Path, ...]]
@@ -379,8 +391,8 @@ class Predict(Compiling):
 
     def run(self) -> None:
         """Classifies and prints."""
-        network = training_run.trained(self.checkpoint)
-        for path, names, probabilities in predict.predict(network, self.images, top=self.top):
+        network = runs.train.trained(self.checkpoint)
+        for path, names, probabilities in runs.predict.predict(network, self.images, top=self.top):
             found = zip(names, probabilities, strict=True)
             columns = [f"{name}\t{probability:.4f}" for name, probability in found]
             print("\t".join([path, *columns]))
@@ -390,10 +402,12 @@ class Predict(Compiling):
 class Show:
     """Print or draw a genotype."""
 
-    genotype: tyro.conf.Positional[str]
+    genotype: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="GENOTYPE")]
     """A genotype as text or JSON, or a file that holds one, such as a search's result.json."""
     format: Literal["text", "json", "svg", "png"] = "text"
     """Form of the output."""
+    space: str | None = None
+    """Space of the genotype, if it is none of ours: as for a search."""
     out: Path | None = None
     """File to write; text, json and svg go to the terminal if there is none."""
     overwrite: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
@@ -401,7 +415,7 @@ class Show:
 
     def run(self) -> None:
         """Writes the genotype in the form that was asked for."""
-        content = experiment.show(self.genotype, self.format)
+        content = runs.search.show(self.genotype, self.format, self.space)
         if self.out is not None:
             files.write(self.out, content, overwrite=self.overwrite)
         elif self.format == "png":
@@ -410,11 +424,22 @@ class Show:
             sys.stdout.write(content.decode())
 
 
-def _existing(resume: bool, overwrite: bool) -> dict[str, bool]:
-    """What is to happen to output that is there already, as keyword arguments."""
-    if resume and overwrite:
-        raise ValueError("--resume and --overwrite exclude each other")
-    return {"resume": resume, "overwrite": overwrite}
+@dataclass(frozen=True)
+class Resume:
+    """Go on with a search, a training, scores, a comparison or a ranking, with its own settings.
+
+    Does what the command does that began the run, with --resume and every setting as it was.
+    """
+
+    path: tyro.conf.Positional[Path]
+    """Output directory of the run, or the .csv file of scores."""
+    no_cache: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Compile everything anew, and keep nothing of it in the user's cache folder."""
+
+    def command(self) -> _Run:
+        """The command that began the run."""
+        verb = _RUNS[runs.resume.verb_of(self.path)]
+        return replace(verb.saved(self.path), resume=True, no_cache=self.no_cache)
 
 
 def _print_correlations(result: Mapping[str, Any]) -> None:
@@ -448,28 +473,86 @@ def main(arguments: list[str] | None = None) -> None:
     given = sys.argv[1:] if arguments is None else arguments
     if arguments is None:  # a process of our own
         _say_nothing_twice()
+    if given == ["--version"]:
+        print(_version())
+        return
+    command = None
     try:
         command = _command(given)
+        if isinstance(command, Resume):
+            command = command.command()
         with warnings.catch_warnings():
-            warnings.showwarning = lambda message, *_, **__: _say("warning", str(message))
+            warnings.showwarning = lambda message, *_, **__: _warn(str(message))
             if isinstance(command, Compiling):
+                found = environment.devices(_warn)
+                if idle := environment.idle_accelerator(found[0].platform):
+                    _say("note", idle)
                 _set_up_cache(command.no_cache)
+            elif isinstance(command, Export) and command.format in export.FRAMEWORKS:
+                environment.devices(_warn)
             command.run()
         sys.stdout.flush()
     except BrokenPipeError:
         # Whoever read stdout, such as `head`, has what they want.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except ValueError as error:
-        _fail(str(error), 2)
-    except (FloatingPointError, OSError, MemoryError, jax.errors.JaxRuntimeError) as error:
-        _fail(str(error) or type(error).__name__, 1)
+        environment.fail(str(error), 2)
+    except (
+        FloatingPointError,
+        OSError,
+        MemoryError,
+        NotImplementedError,  # of JAX, as where a flag of its is on that it does not support yet
+        jax.errors.JaxRuntimeError,
+    ) as error:
+        message = str(error) or type(error).__name__
+        if isinstance(command, Compiling):
+            message = _out_of_memory(message, command.less_memory) or message
+        environment.fail(message, 1)
     except KeyboardInterrupt:
         once = given[:1] in (["export"], ["predict"], ["show"])
-        rest = "" if once else "; the same command with --resume goes on where it was"
-        _fail(f"stopped{rest}", 130)
+        flag = "" if given[:1] == ["resume"] else " with --resume"
+        rest = "" if once else f"; the same command{flag} goes on where it was"
+        environment.fail(f"stopped{rest}", 130)
 
 
-_Command = Search | Score | Compare | Rank | Train | Export | Predict | Show
+def _version() -> str:
+    """What a report of a bug should name: versions and devices, in one line."""
+    names = ", ".join(f"{name} {version}" for name, version in directory.versions().items())
+    try:
+        found = environment.devices(lambda _: None)
+        kinds = Counter(f"{device.platform}: {device.device_kind}" for device in found)
+        listed = ", ".join(f"{number} x {kind}" for kind, number in kinds.items())
+    except ValueError as error:
+        listed = f"none, {error}"
+    return f"{names}; devices: {listed}"
+
+
+_SIZE = re.compile(r"([\d.]*\d) ?(bytes|[KMGT]i?B?|B)\b")
+
+
+def _out_of_memory(message: str, less_memory: str) -> str | None:
+    """What XLA says of a device's memory that was too small, with what to do; None of all else."""
+    if "RESOURCE_EXHAUSTED" not in message or "shared memory" in message.lower():
+        return None
+    size = _SIZE.search(message)
+    asked = ""
+    if size:
+        number, unit = size.groups()
+        # XLA counts in bytes, or writes what is in fact GiB with or without the i.
+        in_words = f"{number} {unit}" if unit[0] in "KMGT" else f"{float(number) / 2**20:,.0f} MiB"
+        asked = f", where {in_words} were asked for"
+    return f"out of the device's memory{asked}: {less_memory}"
+
+
+_Run = Search | Score | Compare | Rank | Train
+_RUNS: dict[str, type[_Run]] = {
+    "search": Search,
+    "score": Score,
+    "compare": Compare,
+    "rank": Rank,
+    "train": Train,
+}
+_Command = _Run | Resume | Export | Predict | Show
 
 
 def _command(arguments: list[str]) -> _Command:
@@ -478,32 +561,36 @@ def _command(arguments: list[str]) -> _Command:
     compare = Annotated[Compare, tyro.conf.subcommand("compare")]
     rank = Annotated[Rank, tyro.conf.subcommand("rank")]
     train = Annotated[Train, tyro.conf.subcommand("train", default=_train_default(arguments))]
+    resume = Annotated[Resume, tyro.conf.subcommand("resume")]
     export_ = Annotated[Export, tyro.conf.subcommand("export")]
     predict_ = Annotated[Predict, tyro.conf.subcommand("predict")]
     show = Annotated[Show, tyro.conf.subcommand("show")]
     return tyro.cli(
-        search | score | compare | rank | train | export_ | predict_ | show,
+        search | score | compare | rank | train | resume | export_ | predict_ | show,
         prog="nasi",
-        description="Neural architecture search at initialization (NASI), in JAX.",
+        description="Neural architecture search at initialization (NASI), in JAX. nasi --version "
+        "prints the versions and devices for a report of a bug.",
         args=arguments,
         config=(tyro.conf.OmitSubcommandPrefixes,),
     )
 
 
 def _search_default(arguments: list[str]) -> Search:
-    """What the flags of `nasi search` default to: when it resumes, the search that it resumes."""
+    """What the flags of `nasi search` default to: the search that it resumes, or the variant."""
     given = _given(arguments, Search.out)
     if given.resume and (given.out / "config.json").exists() and arguments[:1] == ["search"]:
-        return Search(config=experiment.saved_config(given.out))
-    return Search()
+        return Search.saved(given.out)
+    if arguments[:1] != ["search"]:
+        return Search()
+    config = SearchConfig(space=given.space, variant=given.variant)
+    return Search(config=config.resolved())
 
 
 def _train_default(arguments: list[str]) -> Train:
     """What the flags of `nasi train` default to: the training that it resumes, or the recipe."""
     given = _given(arguments, Train.out)
     if given.resume and (given.out / "config.json").exists() and arguments[:1] == ["train"]:
-        _, config, seeds = training_run.saved(given.out)
-        return Train(config=config, seeds=seeds)
+        return Train.saved(given.out)
     return Train(config=RECIPES.get(given.recipe, TrainConfig()))
 
 
@@ -512,6 +599,8 @@ def _given(arguments: list[str], out: Path) -> argparse.Namespace:
     flags = argparse.ArgumentParser(add_help=False, exit_on_error=False, allow_abbrev=False)
     flags.add_argument("--resume", action="store_true")
     flags.add_argument("--out", type=Path, default=out)
+    flags.add_argument("--space", default=SearchConfig.space)
+    flags.add_argument("--variant", default=SearchConfig.variant)
     flags.add_argument("--recipe", default=TrainConfig.recipe)
     try:
         known, _ = flags.parse_known_args(arguments)
@@ -522,7 +611,7 @@ def _given(arguments: list[str], out: Path) -> argparse.Namespace:
 
 def _program(what: str, config: Config) -> str:
     """What is compiled, and for which sizes, in words."""
-    space = vars(experiment.space_of(config))
+    space = vars(runs.search.space_of(config))
     sizes = {name: space[name] for name in ("init_channels", "num_cells")}
     sizes["batch_size"] = config.batch_size
     listed = ", ".join(f"{name} {size}" for name, size in sizes.items())
@@ -539,23 +628,23 @@ def _set_up_cache(no_cache: bool) -> None:
             _say("warning", f"nothing that is compiled will be kept: {error}")
 
 
+def _warn(message: str) -> None:
+    _say("warning", message)
+
+
 def _say(kind: str, message: str) -> None:
     print(f"nasi: {kind}: {' '.join(message.split())}", file=sys.stderr)
-
-
-def _fail(message: str, status: int) -> None:
-    _say("error", message)
-    raise SystemExit(status)
 
 
 def _say_nothing_twice() -> None:
     """Keeps from stderr what orbax says of a failure besides raising it.
 
-    It logs a traceback, and so does its event loop; threads that find the loop closed say so, in
-    hundreds of lines; and at the very end Python warns of what was to run on it.
+    It logs a traceback, and so does its event loop: neither logger has anything else to say to who
+    gives a command. Threads that find the loop closed say so, in hundreds of lines; and at the very
+    end Python warns of what was to run on it.
     """
     for name in ("absl", "asyncio"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
+        logging.getLogger(name).disabled = True
     warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
 
     def hook(unraisable: Any) -> None:
@@ -566,7 +655,7 @@ def _say_nothing_twice() -> None:
 
 
 @contextlib.contextmanager
-def _progress(program: str) -> Iterator[Callable[..., None]]:
+def _progress(program: str) -> Iterator[OnProgress]:
     """Shows long work on stderr: a bar on a terminal, a line now and then elsewhere.
 
     Args:
@@ -582,12 +671,16 @@ def _progress(program: str) -> Iterator[Callable[..., None]]:
         TextColumn("{task.fields[figures]}"),
     )
     printed_stage, printed, began = "", 0.0, 0.0
-    bar = Progress(*columns, console=console, disable=not console.is_terminal)
-    with bar as progress, cache.counted() as events:
-        task = progress.add_task("starting", total=None, left="", figures="")
+    bar = Bar(*columns, console=console)
+    with contextlib.ExitStack() as stack:
+        if console.is_terminal:  # elsewhere rich before 14.3 prints an empty line
+            stack.enter_context(bar)
+        events = stack.enter_context(cache.counted())
+        task = bar.add_task("starting", total=None, left="", figures="")
 
-        def report(stage: str, total: int, done: int, seconds: float, figures: str = "") -> None:
+        def report(progress: Progress) -> None:
             nonlocal printed_stage, printed, began
+            stage, total, done, seconds, figures = progress
             now = time.monotonic()
             if stage == "compiling":
                 began = now
@@ -598,7 +691,7 @@ def _progress(program: str) -> Iterator[Callable[..., None]]:
                 print(f"compiled in {now - began:.1f} s{source}", file=sys.stderr)
             rest = datetime.timedelta(seconds=round((total - done) * seconds))
             left = f"{rest} left" if done and seconds else ""
-            progress.update(
+            bar.update(
                 task, description=stage, total=total, completed=done, left=left, figures=figures
             )
             told = stage in ("compiling", "compiled")

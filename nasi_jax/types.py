@@ -1,9 +1,10 @@
-"""The types that the rooms share: batches, alphas, choices, and the three protocols."""
+"""The types that the rooms share: batches, alphas, choices, progress, and the three protocols."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, Protocol, get_args
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, Self, get_args, runtime_checkable
 
 import flax.linen as nn
 import jax
@@ -22,33 +23,32 @@ takes have the same structure.
 ApplyFn = Callable[[Params, jax.Array], jax.Array]
 """Maps `(params, inputs[B, ...])` to outputs `[B, K]`."""
 
-NormMode = Literal["batch", "frozen", "none", "running"]
-"""Where a normalisation layer takes its mean and variance from.
+InitialNormMode = Literal["batch", "frozen", "none"]
+"""The norm modes of a network at initialization."""
+NORM_MODES: tuple[InitialNormMode, ...] = get_args(InitialNormMode)
+
+NormMode = Literal[InitialNormMode, "running"]
+"""Where a normalization layer takes its mean and variance from.
 
 `batch`: the batch at hand, differentiated through, so that examples are coupled.
 `frozen`: a reference batch, as constants, so that examples are independent.
-`none`: there is no normalisation; a layer's scale and shift, if it has them, stay.
+`none`: there is no normalization; a layer's scale and shift, if it has them, stay.
 `running`: the batch at hand, as in `batch`, while the collection `batch_stats` is mutable, as in
 training; else that collection, of which the training keeps a running mean.
 """
-NORM_MODES: tuple[str, ...] = ("batch", "frozen", "none")
-"""Those of a network at initialization."""
 
 Stem = Literal["cifar", "imagenet"]
 """The first layers of a DARTS network: of stride 1, or of stride 8 in three convolutions."""
 STEMS: tuple[str, ...] = get_args(Stem)
 
 Initializer = Literal["he_normal", "he_uniform", "xavier_normal", "lecun_normal", "pytorch"]
-"""Distribution of the initial kernels; see `nasi_jax.cells.ops.kernel_init`."""
-INITIALIZERS: tuple[str, ...] = get_args(Initializer)
+"""Distribution of the initial kernels; see `nasi_jax.cells.layers.ops.kernel_init`."""
 
 Loss = Literal["cross_entropy", "mse"]
 """Mean over the batch of the softmax cross-entropy, or of `||one_hot(label) - output||^2`."""
-LOSSES: tuple[str, ...] = get_args(Loss)
 
 Derivative = Literal["forward", "reverse"]
 """How to differentiate a squared gradient norm: in either mode over the reverse mode."""
-DERIVATIVES: tuple[str, ...] = get_args(Derivative)
 
 
 Precision = Literal["float32", "bfloat16"]
@@ -57,16 +57,45 @@ Precision = Literal["float32", "bfloat16"]
 Parameters, statistics, sums over edges and operations, the logits, and gradients of parameters
 are float32 in either.
 """
-PRECISIONS: tuple[str, ...] = get_args(Precision)
+
+MatmulPrecision = Literal["default", "high", "highest"]
+"""How exact products of float32 numbers are, in matrix products and convolutions.
+
+As JAX's `jax_default_matmul_precision`. `highest` is float32 on every device. `default` is what is
+fastest: TF32 on an NVIDIA GPU (10 bits of mantissa, which changes x by about 0.1%), bfloat16 on a
+TPU (7 bits). `high` lies between: TF32 on a GPU, three products of bfloat16 on a TPU. A CPU
+computes in float32 with all of them.
+"""
 
 Depthwise = Literal["auto", "shift", "lax"]
 """How depthwise convolutions are computed: as sums of shifted multiples, or by `jax.lax`.
 
-`auto` is `shift` on CPU, where it was measured to be 60 times faster. Elsewhere it is `lax`, which
-has a kernel of its own there, where XLA would make a pass over memory of each shift that it does
-not fuse: reasoned, not measured.
+`auto` is `shift` where it was measured to be faster: on CPU 60 times, and on a GPU (an H200) 1.12 s
+against 2.37 s for a search step of DARTS. Elsewhere, as on a TPU, it is `lax`: not measured.
 """
-DEPTHWISE: tuple[str, ...] = get_args(Depthwise)
+
+
+@dataclass(frozen=True)
+class NetworkSpec:
+    """What all layers of a network have in common, whatever its architecture and its size.
+
+    Attributes:
+      norm: where normalization takes its statistics from.
+      init: distribution of the initial kernels.
+      param_dtype: dtype of the parameters.
+      dtype: dtype of the activations; that of the inputs if None.
+      depthwise: how depthwise convolutions are computed.
+      norm_group: how many examples share the statistics of normalization; all if None.
+      remat: whether to keep only what passes between cells for the derivatives.
+    """
+
+    norm: NormMode = "batch"
+    init: Initializer = "he_normal"
+    param_dtype: Any = jnp.float32
+    dtype: Any = None
+    depthwise: Depthwise = "auto"
+    norm_group: int | None = None
+    remat: bool = False
 
 
 class Batch(NamedTuple):
@@ -74,6 +103,28 @@ class Batch(NamedTuple):
 
     inputs: jax.Array
     labels: jax.Array
+
+
+class Progress(NamedTuple):
+    """How far long work is.
+
+    Attributes:
+      stage: what is done, in a word or two: "compiling", then "compiled", before what is compiled.
+      total: of how many parts the work is.
+      done: how many of them are done.
+      seconds: mean of a part, 0 while it is not known.
+      figures: what was found so far, as text.
+    """
+
+    stage: str
+    total: int
+    done: int
+    seconds: float = 0.0
+    figures: str = ""
+
+
+OnProgress = Callable[[Progress], None]
+"""What long work calls as it goes on."""
 
 
 class DropPath(NamedTuple):
@@ -113,16 +164,137 @@ class Choice(NamedTuple):
     num_selected: int
 
 
+class CellNode(NamedTuple):
+    """A node of a cell's graph.
+
+    Attributes:
+      text: what is written in its box.
+      role: an input or the output of the cell, or a node between them.
+      choice: the name of the `Choice` that decided it, if one did.
+      used: whether it is on a path from input to output.
+    """
+
+    text: str
+    role: Literal["input", "node", "output"] = "node"
+    choice: str | None = None
+    used: bool = True
+
+
+class CellEdge(NamedTuple):
+    """An edge of a cell's graph, from node to node by index.
+
+    Attributes:
+      source: the node read.
+      target: the node that reads it, which comes later.
+      op: the operation on the edge, if there is one.
+      choice: the name of the `Choice` that decided it, if one did.
+      role: `op` of the architecture, `output` where nodes are merely joined to the output, or
+        `unused` where nothing is computed.
+    """
+
+    source: int
+    target: int
+    op: str = ""
+    choice: str | None = None
+    role: Literal["op", "output", "unused"] = "op"
+
+
+class CellGraph(NamedTuple):
+    """A cell as a graph, for drawings; the last node is its output."""
+
+    title: str
+    nodes: tuple[CellNode, ...]
+    edges: tuple[CellEdge, ...]
+
+
+class Sizes(NamedTuple):
+    """Sizes of the networks of a family.
+
+    Attributes:
+      init_channels: channels of the first cells, as its benchmark or paper trained it on CIFAR-10.
+      num_cells: cells, likewise; in the NAS-Bench spaces, cells in each of the 3 stages.
+      least_cells: how few there can be.
+      fixed: whether networks of other sizes are not defined.
+    """
+
+    init_channels: int
+    num_cells: int
+    least_cells: int = 1
+    fixed: bool = False
+
+
 class Genotype(Protocol):
-    """A discrete architecture: frozen, hashable, and with an exact text form."""
+    """A discrete architecture: a frozen, hashable dataclass of what is written as JSON.
+
+    Attributes:
+      family: the name of its kind, the `format` of its JSON form.
+      prefix: how its text form begins.
+      text_form: its text form in words, for messages.
+      sizes: of its networks.
+      options: what its networks can have besides: `stem` (its first layers) and `auxiliary` (a
+        second head) are arguments of `network`, with `drop_path` they are called with one.
+    """
+
+    family: ClassVar[str]
+    prefix: ClassVar[str]
+    text_form: ClassVar[str]
+    sizes: ClassVar[Sizes]
+    options: ClassVar[tuple[str, ...]]
 
     def to_text(self) -> str:
         """The field's text form, which `nasi_jax.cells.parse_genotype` reads back."""
         ...
 
+    @classmethod
+    def from_text(cls, text: str) -> Self:
+        """Reads the text form.
+
+        Raises:
+          ValueError: if the text has another form.
+        """
+        ...
+
+    def evaluated(self) -> Self:
+        """The architecture as its benchmark writes and trains it: itself, or pruned.
+
+        Raises:
+          ValueError: if there is no such architecture.
+        """
+        ...
+
+    def isomorphism_key(self) -> str:
+        """A text that is equal for isomorphic architectures, as tables are looked up by.
+
+        Raises:
+          ValueError: if there is none.
+        """
+        ...
+
+    def record(self) -> dict[str, Any]:
+        """What a result has of it, as JSON, besides its text form and its JSON form."""
+        ...
+
+    def graphs(self) -> tuple[CellGraph, ...]:
+        """Its cells, for drawings."""
+        ...
+
+    def network(
+        self,
+        num_classes: int,
+        spec: NetworkSpec = NetworkSpec(),
+        *,
+        init_channels: int,
+        num_cells: int,
+    ) -> nn.Module:
+        """The network that is trained: `inputs -> logits [B, num_classes]`.
+
+        `nasi_jax.cells.evaluation_network` checks the sizes, and passes its options on.
+        """
+        ...
+
 
 class ProxyFn(Protocol):
-    """A score of a network at initialisation: a scalar, higher is better.
+    """A score of a network at initialization: a scalar, higher is better.
 
     Differentiable once in whatever `apply_fn` closes over.
     """
@@ -134,11 +306,23 @@ class ProxyFn(Protocol):
         ...
 
 
+@runtime_checkable
 class SearchSpace(Protocol):
     """A set of architectures as one supernet, and as single networks.
 
-    Implementations are frozen, hashable dataclasses.
+    Implementations are frozen, hashable dataclasses with the fields `ops`, `init_channels` and
+    `num_cells`, all of which have defaults.
     """
+
+    @property
+    def genotype(self) -> type[Genotype]:
+        """The class of its genotypes."""
+        ...
+
+    @property
+    def settings(self) -> Mapping[str, Mapping[str, Any]]:
+        """For each variant of a search, its settings where they differ from the general ones."""
+        ...
 
     @property
     def name(self) -> str:
@@ -169,12 +353,8 @@ class SearchSpace(Protocol):
     def supernet(
         self,
         num_classes: int,
+        spec: NetworkSpec = NetworkSpec(),
         *,
-        norm: NormMode = "batch",
-        init: Initializer = "he_normal",
-        param_dtype: Any = jnp.float32,
-        dtype: Any = None,
-        depthwise: Depthwise = "auto",
         one_hot: bool = False,
     ) -> nn.Module:
         """The one-shot network: `(inputs, weights) -> logits [B, num_classes]`.
@@ -189,21 +369,11 @@ class SearchSpace(Protocol):
         self,
         genotype: Any,
         num_classes: int,
+        spec: NetworkSpec = NetworkSpec(),
         *,
         form: Literal["search", "evaluation"] = "evaluation",
-        norm: NormMode = "batch",
-        init: Initializer = "he_normal",
-        param_dtype: Any = jnp.float32,
-        dtype: Any = None,
-        depthwise: Depthwise = "auto",
-        norm_group: int | None = None,
-        remat: bool = False,
     ) -> nn.Module:
-        """One architecture: `inputs -> logits [B, num_classes]`.
-
-        `norm_group` is the number of examples that share the statistics of a batch; with `remat`
-        only what passes between cells is kept for the derivatives.
-        """
+        """One architecture: `inputs -> logits [B, num_classes]`."""
         ...
 
     def inherit(self, variables: Any) -> Any:

@@ -2,24 +2,49 @@
 
 import os
 
+from xla_flags import known_flags
+
 os.environ["MPLBACKEND"] = "Agg"  # before anything imports matplotlib
-# Before anything imports JAX, and for processes started from here: compiles three times as fast,
-# to the same mathematics. Set XLA_FLAGS to nothing for what users run.
-os.environ.setdefault(
-    "XLA_FLAGS",
-    "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false "
-    "--xla_cpu_parallel_codegen_split_count=1",
-)
+# Before anything imports JAX, and for processes started from here, those of pytest-xdist among
+# them: compiles three times as fast, to the same mathematics. Set XLA_FLAGS to nothing for what
+# users run.
+os.environ["XLA_FLAGS"] = known_flags()
 
 from pathlib import Path
 
+import compiled
 import jax
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # A key that is consumed twice is an error, in flax's own use of keys too.
 jax.config.update("jax_debug_key_reuse", True)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compiled_programs(pytestconfig):
+    """Programs of earlier runs of the tests are read, and those of this one kept."""
+    with compiled.kept(pytestconfig.cache.mkdir(compiled.NAME)):
+        yield
+
+
+@pytest.fixture(autouse=True)
+def settings_restored():
+    """What a command has JAX do in this process ends with the test that called the command."""
+    names = (
+        "jax_compilation_cache_dir",
+        "jax_compilation_cache_max_size",
+        "jax_enable_compilation_cache",
+    )
+    before = {name: jax.config.values[name] for name in names}
+    yield
+    changed = {name for name in names if jax.config.values[name] != before[name]}
+    for name in changed:
+        jax.config.update(name, before[name])
+    if changed:
+        compilation_cache.reset_cache()
 
 
 @pytest.fixture
@@ -30,7 +55,14 @@ def x64():
 
 
 @pytest.fixture(scope="module")
-def unoptimised():
+def quick_compilation():
+    """For tests that run commands, some of them in processes of their own."""
+    with compiled.quick_compilation():
+        yield
+
+
+@pytest.fixture(scope="module")
+def unoptimized():
     """For tests whose time is XLA's, and that look at the mathematics of a program alone."""
     before = jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", True)

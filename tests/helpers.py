@@ -11,24 +11,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nasi_jax.cells.norm import Norm
-from nasi_jax.types import Batch
+from nasi_jax.cells.layers.norm import Norm
+from nasi_jax.types import Batch, NetworkSpec
 
 HOLD = """
 import sys
-from pathlib import Path
-from nasi_jax import directory
-with directory.claimed(Path(sys.argv[1]), "search"):
+from filelock import FileLock
+with FileLock(sys.argv[1]):
     print("held", flush=True)
     sys.stdin.read()
 """
 
 
 @contextlib.contextmanager
-def held(out):
-    """While another process has claimed a directory."""
+def held(lock):
+    """While another process has the lock of a run."""
     with subprocess.Popen(
-        [sys.executable, "-c", HOLD, str(out)],
+        [sys.executable, "-c", HOLD, str(lock)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -53,15 +52,11 @@ class Toy:
     def supernet(
         self,
         num_classes,
+        spec=NetworkSpec(),
         *,
-        norm="batch",
-        init="he_normal",
-        param_dtype=jnp.float32,
-        dtype=None,
-        depthwise="auto",
         one_hot=False,
     ) -> nn.Module:
-        return ToyNetwork(num_classes, norm, param_dtype)
+        return ToyNetwork(num_classes, spec.norm, spec.param_dtype)
 
 
 class ToyNetwork(nn.Module):
@@ -139,3 +134,16 @@ def assert_same(actual, desired):
     """Every leaf is bit for bit the same."""
     assert jax.tree.structure(actual) == jax.tree.structure(desired)
     jax.tree.map(np.testing.assert_array_equal, actual, desired)
+
+
+def small_images(*shape, seed=0):
+    """Random images in uint8."""
+    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+
+
+def assert_one_line(error, *parts):
+    """What was caught says all of the parts, in one line."""
+    message = str(error.value)
+    assert "\n" not in message
+    for part in parts:
+        assert part in message, message

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from nasi_jax.conv import conv, depthwise_conv
+from nasi_jax.cells.layers.conv import conv, depthwise_conv
 
 
 def array(seed, *shape):
@@ -39,7 +39,7 @@ def head(params, x):
     return jnp.mean(x, axis=(1, 2)) @ params["head"] + params["bias"][None]
 
 
-def normalised(x, axes):
+def normalized(x, axes):
     mean = jnp.mean(x, axis=axes, keepdims=True)
     variance = jnp.var(x, axis=axes, keepdims=True)
     return (x - mean) * lax.rsqrt(variance + 1e-5)
@@ -101,8 +101,8 @@ def average_pooled(params, x):
 
 
 def affine(params, x):
-    """Normalised by statistics of the example alone."""
-    y = normalised(lax_conv(x, params["w"]), (1, 2))
+    """Normalized by statistics of the example alone."""
+    y = normalized(lax_conv(x, params["w"]), (1, 2))
     return head(params, jnp.tanh(y * params["scale"] + params["shift"]))
 
 
@@ -201,8 +201,8 @@ def wide(params, x):
     return head(params, jnp.tanh(lax_conv(z, params["narrow"])))
 
 
-def batch_normalised(params, x):
-    y = normalised(lax_conv(x, params["w"]), (0, 1, 2))
+def batch_normalized(params, x):
+    y = normalized(lax_conv(x, params["w"]), (0, 1, 2))
     return head(params, jnp.tanh(y * params["scale"] + params["shift"]))
 
 

@@ -1,48 +1,24 @@
 """Imports between the rooms point only downward."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "nasi_jax"
 
-ALLOWED = {
-    "types": set(),
-    "files": set(),
-    "directory": {"files"},
-    "augment": set(),
-    "cache": set(),
-    "conv": {"types"},
-    "config": {"types"},
-    "recipe": {"types", "config"},
-    "kernels": {"types", "conv"},
-    "cells": {"types", "conv"},
-    "search": {"types", "config", "kernels"},
-    "data": {"types", "config"},
-    "plot": {"types", "config", "cells", "files"},
-    "tables": {"cells", "files"},
-    "correlation": set(),
-    "experiment": {
-        *("types", "files", "directory", "config", "kernels", "cells", "search", "data", "plot"),
-    },
-    "population": {
-        *("types", "files", "directory", "config", "kernels", "cells", "search", "experiment"),
-    },
-    "ranking": {
-        *("types", "files", "config", "kernels", "plot"),
-        *("correlation", "tables", "experiment", "population"),
-    },
-    "export": {"types", "config", "cells"},
-    "train": {"types", "recipe", "kernels", "cells", "augment"},
-    "training_run": {"files", "directory", "config", "recipe", "cells", "data", "plot", "train"},
-    "predict": {"data", "train", "training_run"},
-    "cli": {
-        *("files", "config", "search", "cache", "correlation", "experiment", "population"),
-        *("ranking", "recipe", "export", "train", "training_run", "predict"),
-    },
-}
-"""What each room may import from the package, besides itself."""
+PAGE = PACKAGE.parent / "docs" / "architecture.md"
+
+
+def table(text):
+    """What each room may import from the package, besides itself, by the table of a page."""
+    section = text.partition("\n## Imports\n")[2].partition("\n## ")[0]
+    rows = [line.split("|")[1:3] for line in section.splitlines() if line.startswith("| `")]
+    return {room.strip(" `"): set(re.findall(r"`(\w+)`", below)) for room, below in rows}
+
+
+ALLOWED = table(PAGE.read_text())
 
 
 def room_of(path: Path) -> str:
@@ -76,6 +52,14 @@ def test_imports_point_downward(path):
     assert rooms_imported(path.read_text()) <= ALLOWED[room] | {room}
 
 
+def test_the_table_has_every_room():
+    assert ALLOWED.keys() == {room_of(path) for path in MODULES}
+    assert table("\n## Imports\n| `a` | `b`, `c` |\n| `b` | |\n## Then\n| `d` | |\n") == {
+        "a": {"b", "c"},
+        "b": set(),
+    }
+
+
 def test_the_table_has_no_cycle():
     for room, below in ALLOWED.items():
         assert all(room not in ALLOWED[other] for other in below)
@@ -83,5 +67,51 @@ def test_the_table_has_no_cycle():
 
 def test_a_forbidden_import_is_seen():
     assert rooms_imported("from nasi_jax.cells.darts import Darts") == {"cells"}
-    assert rooms_imported("def f():\n    import nasi_jax.cells.ops") == {"cells"}
+    assert rooms_imported("def f():\n    import nasi_jax.cells.layers.ops") == {"cells"}
     assert rooms_imported("from nasi_jax import data, plot") == {"data", "plot"}
+
+
+INSIDES = {
+    "cells/layers/conv.py": {
+        "jax.core",
+        "jax.experimental.xla_metadata",
+        "jax.extend.core",
+        "jax.interpreters",
+    },
+    "devices/deviceless.py": {"jax.experimental"},
+    "kernels/independence.py": {"jax.core"},
+    "kernels/interpreter.py": {"jax.extend.core"},
+    "kernels/neural_tangents.py": {"jax.core", "jax.extend", "jax.interpreters"},
+}
+"""What of JAX is used that its releases may change without notice, by file."""
+
+SEMI_PUBLIC = ("jax.core", "jax.experimental", "jax.extend", "jax.interpreters", "jax._src")
+
+
+def insides_used(source: str) -> set[str]:
+    """Modules of JAX's insides that are imported, or read as attributes of `jax`."""
+    used = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            used |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            used |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+        elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            used.add(f"{node.value.id}.{node.attr}")
+    modules = {name for name in used if name and name.startswith(SEMI_PUBLIC)}
+    # `from jax.extend.core import Primitive` is one use, of the module.
+    return {name for name in modules if not any(name.startswith(f"{other}.") for other in modules)}
+
+
+def test_jax_is_used_from_inside_in_few_files():
+    used = {
+        str(path.relative_to(PACKAGE)): insides_used(path.read_text())
+        for path in PACKAGE.rglob("*.py")
+    }
+    assert {path: names for path, names in used.items() if names} == INSIDES
+
+
+def test_a_use_of_the_insides_is_seen():
+    assert insides_used("from jax.extend.core import Jaxpr") == {"jax.extend.core"}
+    assert insides_used("import jax\njax.core.Tracer") == {"jax.core"}
+    assert insides_used("from jax import lax\nlax.scan") == set()

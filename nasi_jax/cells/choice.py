@@ -1,4 +1,4 @@
-"""From alpha to a decision: what every search space's `discretize` and `sample` share."""
+"""Discretization of alpha, as all search spaces share it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def random_alpha(key: jax.Array, alpha: Alpha) -> Alpha:
 
 
 def indicator(shape: tuple[int, int], positions: list[tuple[int, int]]) -> jax.Array:
-    """Zeros of that shape with 1 at the positions."""
+    """A zero matrix with ones at the given positions."""
     weights = np.zeros(shape, np.float32)
     for row, column in positions:
         weights[row, column] = 1

@@ -6,16 +6,16 @@ import functools
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from nasi_jax.cells.choice import indicator, random_alpha, selected
-from nasi_jax.cells.genotype import DARTS_OPS, DartsGenotype
-from nasi_jax.cells.mixed import Scope, add_mixed_edges, unstacked
-from nasi_jax.cells.ops import (
+from nasi_jax.cells.genotype import call_fields, check_op, shown
+from nasi_jax.cells.layers.mixed import Scope, add_mixed_edges, unstacked
+from nasi_jax.cells.layers.ops import (
     Conv,
     FactorizedReduce,
     Head,
@@ -23,7 +23,19 @@ from nasi_jax.cells.ops import (
     ReluConvNorm,
     darts_op,
 )
-from nasi_jax.types import Alpha, Choice, Depthwise, DropPath, Edge, Initializer, NormMode, Stem
+from nasi_jax.types import (
+    STEMS,
+    Alpha,
+    CellEdge,
+    CellGraph,
+    CellNode,
+    Choice,
+    DropPath,
+    Edge,
+    NetworkSpec,
+    Sizes,
+    Stem,
+)
 
 NODES = range(2, 6)
 """The intermediate nodes; nodes 0 and 1 are the outputs of the two cells before."""
@@ -35,6 +47,185 @@ EDGES_OF_INPUTS = tuple(edge for edge in EDGES if edge[0] < 2)
 """Those that leave the inputs of a cell, and have stride 2 in a reduction cell."""
 
 CELLS = ("normal", "reduce")
+
+DARTS_OPS = (
+    "none",
+    "max_pool_3x3",
+    "avg_pool_3x3",
+    "skip_connect",
+    "sep_conv_3x3",
+    "sep_conv_5x5",
+    "dil_conv_3x3",
+    "dil_conv_5x5",
+)
+"""The eight operations of DARTS (Liu et al., 2019), in the order of its released code."""
+
+
+@dataclass(frozen=True)
+class DartsGenotype:
+    """A pair of DARTS cells: two incoming edges for each of the nodes 2, 3, 4 and 5.
+
+    The two edges of a node are kept in the order of the nodes that they read, so that equal
+    cells compare equal. Every intermediate node is part of the cell's output.
+
+    Attributes:
+      normal: 8 edges `(op, node read)` of the normal cell.
+      reduce: 8 edges of the reduction cell.
+
+    Raises:
+      ValueError: for another number of edges, an unknown op, `none`, a node that does not come
+        before the one that reads it, or two edges of a node that read the same one.
+    """
+
+    normal: tuple[Edge, ...]
+    reduce: tuple[Edge, ...]
+
+    family: ClassVar[str] = "darts"
+    prefix: ClassVar[str] = "Genotype"
+    text_form: ClassVar[str] = "Genotype(...) for DARTS"
+    sizes: ClassVar[Sizes] = Sizes(init_channels=36, num_cells=20, least_cells=3)
+    options: ClassVar[tuple[str, ...]] = ("stem", "auxiliary", "drop_path")
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "normal", self._checked(self.normal, "normal"))
+        object.__setattr__(self, "reduce", self._checked(self.reduce, "reduce"))
+
+    @staticmethod
+    def _checked(edges: Any, cell: str) -> tuple[Edge, ...]:
+        num_edges = 2 * len(NODES)
+        if not isinstance(edges, list | tuple) or len(edges) != num_edges:
+            raise ValueError(f"the {cell} cell takes a list of {num_edges} (op, node) pairs")
+        ordered: list[Edge] = []
+        for node in range(len(NODES)):
+            pair = []
+            for edge in edges[2 * node : 2 * node + 2]:
+                if not isinstance(edge, list | tuple) or len(edge) != 2:
+                    raise ValueError(f"an edge of the {cell} cell is not an (op, node) pair")
+                op = check_op(edge[0], DARTS_OPS[1:], f"the {cell} cell of a DARTS genotype")
+                source = edge[1]
+                if type(source) is not int or not 0 <= source < node + 2:
+                    raise ValueError(
+                        f"node {node + 2} of the {cell} cell reads a node from 0 to {node + 1}, "
+                        f"not {shown(source)}"
+                    )
+                pair.append(Edge(op, source))
+            if pair[0].node == pair[1].node:
+                raise ValueError(
+                    f"node {node + 2} of the {cell} cell reads node {pair[0].node} twice; "
+                    "the two edges of a node read different nodes"
+                )
+            ordered += sorted(pair, key=lambda edge: edge.node)
+        return tuple(ordered)
+
+    def to_text(self) -> str:
+        """`Genotype(normal=[...], normal_concat=range(2, 6), reduce=[...], ...)`."""
+        concat = f"range(2, {2 + len(NODES)})"
+        cells = {"normal": self.normal, "reduce": self.reduce}
+        parts = (
+            f"{cell}={[tuple(edge) for edge in edges]}, {cell}_concat={concat}"
+            for cell, edges in cells.items()
+        )
+        return f"Genotype({', '.join(parts)})"
+
+    @classmethod
+    def from_text(cls, text: str) -> DartsGenotype:
+        """Reads the text form.
+
+        Raises:
+          ValueError: if the text is anything else than one such call with literal arguments.
+        """
+        fields = call_fields(
+            text, "Genotype", ("normal", "normal_concat", "reduce", "reduce_concat")
+        )
+        for cell in ("normal", "reduce"):
+            concat = fields[f"{cell}_concat"]
+            integers = isinstance(concat, list) and all(type(node) is int for node in concat)
+            if not integers or concat != list(range(2, 2 + len(NODES))):
+                raise ValueError(
+                    f"{cell}_concat must be range(2, {2 + len(NODES)}): this search space "
+                    "concatenates every intermediate node"
+                )
+        return cls(normal=fields["normal"], reduce=fields["reduce"])
+
+    def evaluated(self) -> DartsGenotype:
+        """The pair of cells itself."""
+        return self
+
+    def isomorphism_key(self) -> str:
+        """The text form: cells are told apart as they are written."""
+        return self.to_text()
+
+    def record(self) -> dict[str, Any]:
+        """No further entries."""
+        return {}
+
+    def graphs(self) -> tuple[CellGraph, ...]:
+        """The normal and the reduction cell; nodes 2 to 5 bear the numbers 0 to 3."""
+        return tuple(self._graph(cell) for cell in CELLS)
+
+    def _graph(self, cell: str) -> CellGraph:
+        output = NODES[-1] + 1
+        nodes = (
+            CellNode("c_{k-2}", "input"),
+            CellNode("c_{k-1}", "input"),
+            *(CellNode(str(node - 2), choice=f"{cell} inputs of {node}") for node in NODES),
+            CellNode("c_{k}", "output"),
+        )
+        edges = (
+            CellEdge(edge.node, node, edge.op, f"{cell} {edge.node}->{node}")
+            for node, edge in _edges_by_node(getattr(self, cell))
+        )
+        joined = (CellEdge(node, output, role="output") for node in NODES)
+        title = "reduction" if cell == "reduce" else cell
+        return CellGraph(f"{title} cell", nodes, (*edges, *joined))
+
+    def network(
+        self,
+        num_classes: int,
+        spec: NetworkSpec = NetworkSpec(),
+        *,
+        init_channels: int,
+        num_cells: int,
+        stem: Stem = "cifar",
+        auxiliary: bool = False,
+    ) -> nn.Module:
+        """The network that DARTS trains.
+
+        Scale and shift in the normalization, and none of it behind pools. With `auxiliary` it has
+        a second head; see `DartsNetwork`.
+
+        Raises:
+          ValueError: if the stem takes more channels, or there is no such stem.
+        """
+        if stem not in STEMS:
+            raise ValueError(f"stem must be one of: {', '.join(STEMS)}; got {stem!r}")
+        if stem == "imagenet" and init_channels < 2:  # the first convolution has half of them
+            raise ValueError(
+                f"init_channels must be at least 2 with stem 'imagenet', got {init_channels}"
+            )
+        layers = LayerSpec.of(spec, affine=True)
+        return DartsNetwork(
+            num_classes,
+            init_channels,
+            num_cells,
+            layers,
+            self,
+            stem_form=stem,
+            auxiliary=auxiliary,
+        )
+
+
+_SETTINGS = {
+    "steps": 100,
+    "batch_size": 64,
+    "penalty": 2.0,
+    "redraw": False,
+    "derivative": "forward",
+    "ops": DARTS_OPS[1:],
+}
+"""The paper's (section 6): T = 100, b = 64, mu = 2, nu = 100 (fixed) or initially 500 (adaptive),
+one theta_0. Its DARTS space is called reduced; that this means without `none` is our reading. The
+derivative is the one that needs less memory."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +246,12 @@ class Darts:
     init_channels: int = 16
     num_cells: int = 8
     name: str = "darts"
+
+    genotype: ClassVar[type[DartsGenotype]] = DartsGenotype
+    settings: ClassVar[dict[str, dict[str, Any]]] = {
+        "nasi-fix": {**_SETTINGS, "constraint": 100.0},
+        "nasi-ada": {**_SETTINGS, "constraint": 500.0},
+    }
 
     def init_alpha(self) -> Alpha:
         """Zeros: alpha_0 of Algorithm 1."""
@@ -124,56 +321,36 @@ class Darts:
     def supernet(
         self,
         num_classes: int,
+        spec: NetworkSpec = NetworkSpec(),
         *,
-        norm: NormMode = "batch",
-        init: Initializer = "he_normal",
-        param_dtype: Any = jnp.float32,
-        dtype: Any = None,
-        depthwise: Depthwise = "auto",
         one_hot: bool = False,
     ) -> nn.Module:
         """The one-shot network: `(inputs, weights) -> logits [B, num_classes]`."""
-        spec = LayerSpec(norm, False, init, param_dtype, dtype, depthwise)
+        layers = LayerSpec.of(spec, affine=False)
         return DartsSupernet(
-            num_classes, self.init_channels, self.num_cells, spec, self.ops, one_hot
+            num_classes, self.init_channels, self.num_cells, layers, self.ops, one_hot
         )
 
     def network(
         self,
         genotype: DartsGenotype,
         num_classes: int,
+        spec: NetworkSpec = NetworkSpec(),
         *,
         form: Literal["search", "evaluation"] = "evaluation",
-        norm: NormMode = "batch",
-        init: Initializer = "he_normal",
-        param_dtype: Any = jnp.float32,
-        dtype: Any = None,
-        depthwise: Depthwise = "auto",
-        norm_group: int | None = None,
-        remat: bool = False,
-        stem: Stem = "cifar",
-        auxiliary: bool = False,
     ) -> nn.Module:
         """One genotype's network: `inputs -> logits [B, num_classes]`.
 
         Form `search` is what the supernet is with one-hot weights, and takes the supernet's
-        parameters after `inherit`. Form `evaluation` is the network that DARTS trains: scale and
-        shift in the normalisation, and none of it behind pools. With `auxiliary` it has a second
-        head; see `DartsNetwork`.
+        parameters after `inherit`. Form `evaluation` is `DartsGenotype.network`.
         """
-        searching = form == "search"
-        spec = LayerSpec(
-            norm, not searching, init, param_dtype, dtype, depthwise, norm_group, remat
-        )
+        if form == "evaluation":
+            return genotype.network(
+                num_classes, spec, init_channels=self.init_channels, num_cells=self.num_cells
+            )
+        layers = LayerSpec.of(spec, affine=False)
         return DartsNetwork(
-            num_classes,
-            self.init_channels,
-            self.num_cells,
-            spec,
-            genotype,
-            pool_norm=searching,
-            stem_form=stem,
-            auxiliary=auxiliary,
+            num_classes, self.init_channels, self.num_cells, layers, genotype, pool_norm=True
         )
 
     def inherit(self, variables: Any) -> Any:
@@ -205,7 +382,7 @@ def _stages(num_cells: int) -> tuple[_Stage, ...]:
 
 
 def _unstack(layers: Mapping[str, Any], stage: _Stage) -> dict[str, Any]:
-    """Layers with an entry for each cell of a stage, and in it for each edge, in place of stacks.
+    """Unstacks the layers of a stage: an entry for each cell, and in it for each edge.
 
     Of a stack only what something reads: no edge of stride 1 leaves the inputs of a reduction
     cell, and the last cells have none after them that would read them.
@@ -268,7 +445,7 @@ class _Cell(nn.Module):
 
 
 def _dropped(output: jax.Array, drop_path: DropPath) -> jax.Array:
-    """The output of an operation without those of some examples, larger for it in the others."""
+    """Drop path with inverted scaling: 0 for dropped examples, times `1 / kept` for the others."""
     kept = 1 - drop_path.rate
     keep = jax.vmap(lambda key: jax.random.bernoulli(key, kept, (1, 1, 1)))(drop_path.keys)
     return output * jnp.where(keep, 1 / kept, 0).astype(output.dtype)
@@ -359,7 +536,7 @@ class _Skeleton(nn.Module):
     def stem(self, inputs: jax.Array) -> jax.Array:
         """What the first cell reads, twice."""
         stem = Conv(3 * self.init_channels, 3, self.spec, name="stem")(inputs)
-        return self.spec.normalise("stem_norm")(stem)
+        return self.spec.normalize("stem_norm")(stem)
 
     def first_input(
         self, index: int, inputs: jax.Array, channels: int, *, halve: bool
@@ -462,10 +639,10 @@ class _AuxiliaryHead(nn.Module):
         corners = [jnp.mean(active[:, row, side], axis=(1, 2)) for row in sides for side in sides]
         pooled = jnp.stack(corners, axis=1).reshape(len(inputs), 2, 2, -1)
         narrow = Conv(128, 1, self.spec, name="conv_0")(pooled)
-        narrow = nn.relu(self.spec.normalise("norm_0")(narrow))
+        narrow = nn.relu(self.spec.normalize("norm_0")(narrow))
         wide = Conv(768, 1, self.spec, name="conv_1")(narrow.reshape(len(inputs), 1, 1, -1))
         if self.stem_form == "cifar":
-            wide = self.spec.normalise("norm_1")(wide)
+            wide = self.spec.normalize("norm_1")(wide)
         return Head(self.num_classes, self.spec, name="head")(nn.relu(wide))
 
 
@@ -516,7 +693,7 @@ class DartsNetwork(_Skeleton):
         outputs = []
         for index, channels in enumerate((self.init_channels // 2, *[self.init_channels] * 2)):
             conv = Conv(channels, 3, self.spec, stride=2, name=f"stem_{index}")
-            states = self.spec.normalise(f"stem_norm_{index}")(conv(states))
+            states = self.spec.normalize(f"stem_norm_{index}")(conv(states))
             outputs.append(states)
             states = nn.relu(states)
         return outputs[1], outputs[2]

@@ -4,22 +4,153 @@ from __future__ import annotations
 
 import functools
 import itertools
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from nasi_jax.cells.choice import indicator, random_alpha, selected
-from nasi_jax.cells.genotype import NASBENCH201_OPS, Nasbench201Genotype
-from nasi_jax.cells.mixed import Scope, add_mixed_edges, unstacked
-from nasi_jax.cells.ops import Conv, Head, LayerSpec, ReluConvNorm, avg_pool, halving_avg_pool
-from nasi_jax.types import Alpha, Choice, Depthwise, Initializer, NormMode
+from nasi_jax.cells.genotype import check_op, shown, stripped_text
+from nasi_jax.cells.layers.mixed import Scope, add_mixed_edges, unstacked
+from nasi_jax.cells.layers.ops import (
+    Conv,
+    Head,
+    LayerSpec,
+    ReluConvNorm,
+    avg_pool,
+    halving_avg_pool,
+)
+from nasi_jax.types import Alpha, CellEdge, CellGraph, CellNode, Choice, NetworkSpec, Sizes
 
 EDGES = tuple((source, node) for node in range(1, 4) for source in range(node))
 """`(node read, node)` in the order of `arch_str` and of alpha's rows."""
+
+NASBENCH201_OPS = ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3")
+"""The five operations of NAS-Bench-201 (Dong and Yang, 2020), in its own order."""
+
+
+@dataclass(frozen=True)
+class Nasbench201Genotype:
+    """A NAS-Bench-201 cell.
+
+    Attributes:
+      ops: the operations of the edges 0->1, 0->2, 1->2, 0->3, 1->3, 2->3, in this order.
+
+    Raises:
+      ValueError: for another number of operations or an unknown one.
+    """
+
+    ops: tuple[str, ...]
+
+    family: ClassVar[str] = "nasbench201"
+    prefix: ClassVar[str] = "|"
+    text_form: ClassVar[str] = "|op~0|+|op~0|op~1|+... for NAS-Bench-201"
+    sizes: ClassVar[Sizes] = Sizes(init_channels=16, num_cells=5)
+    options: ClassVar[tuple[str, ...]] = ()
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.ops, list | tuple) or len(self.ops) != 6:
+            raise ValueError("a NAS-Bench-201 cell takes a list of 6 ops")
+        where = "a NAS-Bench-201 genotype"
+        checked = tuple(check_op(op, NASBENCH201_OPS, where) for op in self.ops)
+        object.__setattr__(self, "ops", checked)
+
+    def to_text(self) -> str:
+        """The benchmark's `arch_str`, `|op~0|+|op~0|op~1|+|op~0|op~1|op~2|`."""
+        ops = iter(self.ops)
+        return "+".join(
+            "|" + "".join(f"{next(ops)}~{source}|" for source in range(node))
+            for node in range(1, 4)
+        )
+
+    def isomorphism_key(self) -> str:
+        """The cell's output as an expression of its input, equal for isomorphic cells.
+
+        The notion of the benchmark, under which its 15,625 cells are 6,466: `skip_connect` passes
+        on what it reads, `none` gives a zero, and the order of a sum doesn't matter. It is finer
+        than equality of functions, because a sum with a zero differs from the sum without it.
+        """
+        # Spelt and sorted as in the benchmark's release: a sum that is passed on has no brackets,
+        # so that other spellings, which sort otherwise, merge and split other cells.
+        zero, ops, nodes = "#", iter(self.ops), ["0"]
+        for _ in range(3):
+            terms = []
+            for source, op in zip(nodes, ops, strict=False):  # the ops go on
+                if op == "none" or source == zero:
+                    terms.append(zero)
+                else:
+                    terms.append(source if op == "skip_connect" else f"({source})@{op}")
+            nodes.append("+".join(sorted(terms)))
+        return nodes[-1]
+
+    @classmethod
+    def from_text(cls, text: str) -> Nasbench201Genotype:
+        """Reads an `arch_str`.
+
+        Raises:
+          ValueError: if the text has another form.
+        """
+        op = r"([^|~+]+)"
+        form = r"\+".join(
+            r"\|" + "".join(rf"{op}~{source}\|" for source in range(node)) for node in range(1, 4)
+        )
+        match = re.fullmatch(form, stripped_text(text))
+        if match is None:
+            raise ValueError(
+                f"not a NAS-Bench-201 arch_str: {shown(text)}; "
+                "the form is |op~0|+|op~0|op~1|+|op~0|op~1|op~2|"
+            )
+        return cls(ops=match.groups())
+
+    def evaluated(self) -> Nasbench201Genotype:
+        """The cell itself: the benchmark trained it with all that leads nowhere in it."""
+        return self
+
+    def record(self) -> dict[str, Any]:
+        """No further entries."""
+        return {}
+
+    def graphs(self) -> tuple[CellGraph, ...]:
+        """The cell; edges with `none` are not used."""
+        nodes = (CellNode("0", "input"), CellNode("1"), CellNode("2"), CellNode("3", "output"))
+        edges = (
+            CellEdge(source, node, "", f"{source}->{node}", "unused")
+            if op == "none"
+            else CellEdge(source, node, op, f"{source}->{node}")
+            for (source, node), op in zip(EDGES, self.ops, strict=True)
+        )
+        return (CellGraph("", nodes, tuple(edges)),)
+
+    def network(
+        self,
+        num_classes: int,
+        spec: NetworkSpec = NetworkSpec(),
+        *,
+        init_channels: int,
+        num_cells: int,
+    ) -> nn.Module:
+        """The network that the benchmark trained, with scale and shift in its normalization."""
+        layers = LayerSpec.of(spec, affine=True)
+        return Nasbench201Network(num_classes, init_channels, num_cells, layers, genotype=self)
+
+
+_SETTINGS = {
+    "steps": 100,
+    "batch_size": 16,
+    "penalty": 1.0,
+    "redraw": True,
+    "derivative": "reverse",
+    "ops": ("skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3"),
+    "num_cells": 1,
+}
+"""The paper states nothing for this space. mu, the initial nu, that every step draws theta_0 anew,
+and that it is searched without `none` were chosen on validation accuracies on CIFAR-10 (see
+benchmarks/README.md), with as many steps on as many images as two CPU cores do in a minute. A fixed
+nu is out of reach here, and not chosen with care."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +170,12 @@ class Nasbench201:
     init_channels: int = 16
     num_cells: int = 5
     name: str = "nasbench201"
+
+    genotype: ClassVar[type[Nasbench201Genotype]] = Nasbench201Genotype
+    settings: ClassVar[dict[str, dict[str, Any]]] = {
+        "nasi-fix": {**_SETTINGS, "constraint": 1000.0},
+        "nasi-ada": {**_SETTINGS, "constraint": 1000.0},
+    }
 
     def init_alpha(self) -> Alpha:
         """Zeros: alpha_0 of Algorithm 1."""
@@ -81,44 +218,37 @@ class Nasbench201:
     def supernet(
         self,
         num_classes: int,
+        spec: NetworkSpec = NetworkSpec(),
         *,
-        norm: NormMode = "batch",
-        init: Initializer = "he_normal",
-        param_dtype: Any = jnp.float32,
-        dtype: Any = None,
-        depthwise: Depthwise = "auto",
         one_hot: bool = False,
     ) -> nn.Module:
         """The one-shot network: `(inputs, weights) -> logits [B, num_classes]`."""
-        spec = LayerSpec(norm, False, init, param_dtype, dtype, depthwise)
+        layers = LayerSpec.of(spec, affine=False)
         return Nasbench201Network(
-            num_classes, self.init_channels, self.num_cells, spec, ops=self.ops, one_hot=one_hot
+            num_classes, self.init_channels, self.num_cells, layers, ops=self.ops, one_hot=one_hot
         )
 
     def network(
         self,
         genotype: Nasbench201Genotype,
         num_classes: int,
+        spec: NetworkSpec = NetworkSpec(),
         *,
         form: Literal["search", "evaluation"] = "evaluation",
-        norm: NormMode = "batch",
-        init: Initializer = "he_normal",
-        param_dtype: Any = jnp.float32,
-        dtype: Any = None,
-        depthwise: Depthwise = "auto",
-        norm_group: int | None = None,
-        remat: bool = False,
     ) -> nn.Module:
         """One cell's network: `inputs -> logits [B, num_classes]`.
 
         Form `search` is what the supernet is with one-hot weights, and takes the supernet's
-        parameters after `inherit`. Form `evaluation` has scale and shift in its normalisation, as
+        parameters after `inherit`. Form `evaluation` has scale and shift in its normalization, as
         the networks that the benchmark trained and counted.
         """
-        affine = form == "evaluation"
-        spec = LayerSpec(norm, affine, init, param_dtype, dtype, depthwise, norm_group, remat)
+        if form == "evaluation":
+            return genotype.network(
+                num_classes, spec, init_channels=self.init_channels, num_cells=self.num_cells
+            )
+        layers = LayerSpec.of(spec, affine=False)
         return Nasbench201Network(
-            num_classes, self.init_channels, self.num_cells, spec, genotype=genotype
+            num_classes, self.init_channels, self.num_cells, layers, genotype=genotype
         )
 
     def inherit(self, variables: Any) -> Any:
@@ -218,7 +348,7 @@ class Nasbench201Network(nn.Module):
     @nn.compact
     def __call__(self, inputs: jax.Array, weights: Alpha | None = None) -> jax.Array:
         """Maps `[B, H, W, C]` to logits; `weights["cell"]` is `[6, O]`, or absent for a network."""
-        states = self.spec.normalise("stem_norm")(
+        states = self.spec.normalize("stem_norm")(
             Conv(self.init_channels, 3, self.spec, name="stem")(inputs)
         )
         edge_weights = None if weights is None else weights["cell"]
@@ -236,5 +366,5 @@ class Nasbench201Network(nn.Module):
                 states = _Reduction(features, self.spec, name=f"reduction_{stage}")(states)
             cells = stage_of_cells(self.genotype or self.ops, self.spec, name=f"stage_{stage}")
             states, _ = cells(states, edge_weights)
-        states = nn.relu(self.spec.normalise("last_norm")(states))
+        states = nn.relu(self.spec.normalize("last_norm")(states))
         return Head(self.num_classes, self.spec, name="head")(states)

@@ -1,4 +1,4 @@
-"""Genotypes written out: as text, and as modules that stand alone, for flax and for PyTorch.
+"""Export of genotypes: as text, and as stand-alone modules for flax and PyTorch.
 
     source = module_source(genotype, "flax", num_classes=10)
     weights = safetensors.numpy.save(parameters(variables, "flax"))
@@ -25,54 +25,43 @@ import numpy as np
 from flax import linen as nn
 from flax.traverse_util import flatten_dict
 
-from nasi_jax.cells import search_space
-from nasi_jax.cells.genotype import (
-    FORMATS,
-    AnyGenotype,
-    DartsGenotype,
-    Nasbench101Genotype,
-    Nasbench201Genotype,
-    format_name,
-    genotype_to_dict,
-)
-from nasi_jax.types import STEMS, Stem
+from nasi_jax.cells import SEARCH_SPACES, evaluation_network, genotype_to_dict
+from nasi_jax.cells.genotype import evaluation_sizes
+from nasi_jax.types import Genotype, NetworkSpec, Stem
 
 Framework = Literal["flax", "torch"]
 """What a module is written for."""
 FRAMEWORKS: tuple[str, ...] = get_args(Framework)
 
-FORMS = (*FORMATS, "json")
-"""The text forms of genotypes: one of each kind's own, and JSON for all."""
+FORMS = (*dict.fromkeys(each.genotype.family for each in SEARCH_SPACES.values()), "json", "text")
+"""The text forms of genotypes: the one of a family, JSON, and `text` for the own form of any."""
 
 __all__ = ["FORMS", "FRAMEWORKS", "Framework", "module_source", "parameters", "text"]
 
-_EVALUATION_SIZES = {"darts": (36, 20), "nasbench201": (16, 5), "nasbench101": (128, 3)}
-"""`(init_channels, num_cells)` of the networks that the papers trained on CIFAR-10."""
 
-
-def text(genotype: AnyGenotype, form: str) -> str:
+def text(genotype: Genotype, form: str) -> str:
     """The genotype in one of `FORMS`, as `parse_genotype` reads it.
 
     Args:
-      genotype: of any kind.
-      form: `darts`, `nasbench201` or `nasbench101` for genotypes of that kind, `json` for all. In
-        the form `nasbench101`, the benchmark's, a cell is pruned; in JSON it is as it stands.
+      genotype: of any family.
+      form: the name of its family, or `text`, which is the same for all; or `json`. In the text
+        form of NAS-Bench-101, the benchmark's, a cell is pruned; in JSON it is as it stands.
 
     Raises:
       ValueError: if the genotype has no such form.
     """
-    own = format_name(genotype)
     if form == "json":
         return json.dumps(genotype_to_dict(genotype))
-    if form != own:
+    if form not in (genotype.family, "text"):
         raise ValueError(
-            f"a {own} genotype can be written in the forms: {own}, json; got form {form!r}"
+            f"a {genotype.family} genotype can be written in the forms: {genotype.family}, json, "
+            f"text; got form {form!r}"
         )
-    return _pruned(genotype).to_text()
+    return genotype.evaluated().to_text()
 
 
 def module_source(
-    genotype: AnyGenotype,
+    genotype: Genotype,
     framework: Framework,
     *,
     num_classes: int = 10,
@@ -81,14 +70,14 @@ def module_source(
     stem: Stem = "cifar",
     inputs: str = "",
 ) -> str:
-    """The source of a Python module that is the genotype's network, and imports nothing of ours.
+    """Source of a stand-alone Python module that defines the genotype's network.
 
-    The network is `space.network(genotype, num_classes, form="evaluation")` under running
-    statistics. The module has a class `Network` and a function `load`, which reads what
-    `parameters` returns from a safetensors file; its docstring says how to use them.
+    The network is `evaluation_network(genotype, num_classes)` under running statistics. The module
+    has a class `Network` and a function `load`, which reads what `parameters` returns from a
+    safetensors file; its docstring says how to use them.
 
     Args:
-      genotype: of any kind; a NAS-Bench-101 cell is pruned.
+      genotype: of one of our families; a NAS-Bench-101 cell is pruned.
       framework: `flax` or `torch`.
       num_classes: number of logits.
       init_channels: as in the search space; by default what was trained on CIFAR-10, which is
@@ -99,30 +88,28 @@ def module_source(
       inputs: a sentence on what images it takes, for its docstring.
 
     Raises:
-      ValueError: for a size or a stem that there is no such network of.
+      ValueError: for a size or a stem that there is no such network of, or another family.
     """
     if framework not in FRAMEWORKS:
         raise ValueError(f"framework must be one of: {', '.join(FRAMEWORKS)}; got {framework!r}")
     if num_classes < 1:
         raise ValueError(f"num_classes must be at least 1, got {num_classes}")
-    kind, genotype = format_name(genotype), _pruned(genotype)
-    channels, cells = _EVALUATION_SIZES[kind]
-    channels = channels if init_channels is None else init_channels
-    cells = cells if num_cells is None else num_cells
-    network = _network(genotype, num_classes, channels, cells, stem)
+    genotype = genotype.evaluated()
+    template = resources.files("nasi_jax.export.templates") / f"{genotype.family}_{framework}.py"
+    if not template.is_file():
+        raise ValueError(
+            f"there is no {framework} module for a {genotype.family} genotype, which can be "
+            "written as json or text"
+        )
+    stems: dict[str, Any] = {} if stem == "cifar" else {"stem": stem}
+    sizes = evaluation_sizes(genotype, init_channels=init_channels, num_cells=num_cells)
+    network = evaluation_network(genotype, num_classes, NetworkSpec(), **sizes, **stems)
     constants: dict[str, Any] = {
-        "NUM_CLASSES": num_classes,
-        "INIT_CHANNELS": channels,
-        "NUM_CELLS": cells,
+        name.upper(): value
+        for name, value in ({"num_classes": num_classes} | sizes | vars(genotype)).items()
     }
-    match genotype:
-        case DartsGenotype(normal, reduce):
-            constants |= {"STEM": stem, "NORMAL": normal, "REDUCE": reduce}
-        case Nasbench201Genotype(ops):
-            constants |= {"OPS": ops}
-        case Nasbench101Genotype(matrix, ops):
-            constants |= {"MATRIX": matrix, "OPS": ops}
-    template = resources.files("nasi_jax.export.templates") / f"{kind}_{framework}.py"
+    if "stem" in genotype.options:
+        constants["STEM"] = stem
     description = (
         f"Exported by nasi_jax, with {_num_parameters(network):,} parameters, from the genotype\n\n"
         f"{_wrapped(genotype.to_text())}"
@@ -133,13 +120,13 @@ def module_source(
 
 
 def parameters(variables: Mapping[str, Any], framework: Framework) -> dict[str, np.ndarray]:
-    """The variables of our network under the names of the exported module's, in float32.
+    """Renames the variables of our network as those of the exported module, in float32.
 
     To save them: `safetensors.numpy.save_file(parameters(variables, framework), path)`.
 
     Args:
-      variables: `params` and `batch_stats` of `space.network(genotype, num_classes,
-        norm="running")`. An auxiliary head in them is left out, as it is in the module.
+      variables: `params` and `batch_stats` of an `evaluation_network` in norm mode `running`. An
+        auxiliary head in them is left out, as it is in the module.
       framework: that of the module. For `flax` a name is the path in the variables, joined by
         dots; for `torch` it is that in the module's `state_dict`.
 
@@ -171,33 +158,6 @@ def parameters(variables: Mapping[str, Any], framework: Framework) -> dict[str, 
     return {key: leaf for path, value in leaves.items() for key, leaf in named(path, value)}
 
 
-def _pruned(genotype: AnyGenotype) -> AnyGenotype:
-    return genotype.prune() if isinstance(genotype, Nasbench101Genotype) else genotype
-
-
-def _network(
-    genotype: AnyGenotype, num_classes: int, init_channels: int, num_cells: int, stem: Stem
-) -> nn.Module:
-    kind = format_name(genotype)
-    if stem not in STEMS or (stem != "cifar" and kind != "darts"):
-        known = ", ".join(STEMS) if kind == "darts" else "cifar"
-        raise ValueError(f"stem of a {kind} network must be one of: {known}; got {stem!r}")
-    if stem == "imagenet" and init_channels < 2:  # the first convolution has half of them
-        raise ValueError(
-            f"init_channels must be at least 2 with stem 'imagenet', got {init_channels}"
-        )
-    if kind == "nasbench101":
-        if (init_channels, num_cells) != _EVALUATION_SIZES[kind]:
-            raise ValueError(
-                "a nasbench101 network has init_channels=128 and num_cells=3; "
-                f"got init_channels={init_channels}, num_cells={num_cells}"
-            )
-        return search_space("nasbench1shot1-1").network(genotype, num_classes)
-    space = search_space(kind, init_channels=init_channels, num_cells=num_cells)
-    stems: dict[str, Any] = {"stem": stem} if kind == "darts" else {}
-    return space.network(genotype, num_classes, **stems)
-
-
 def _num_parameters(network: nn.Module) -> int:
     images = jax.ShapeDtypeStruct((1, 64, 64, 3), np.float32)
     shapes = jax.eval_shape(network.init, jax.random.key(0), images)
@@ -205,14 +165,14 @@ def _num_parameters(network: nn.Module) -> int:
 
 
 def _wrapped(genotype: str) -> str:
-    """A paragraph of a docstring, broken where an edge, an op or a row of a matrix begins."""
+    """Wraps a genotype's text for a docstring, at edges, operations or rows of the matrix."""
     glued = re.sub(r", (?=\d)", ",\0", genotype)
     lines = textwrap.wrap(glued, 96, break_long_words=False, break_on_hyphens=False)
     return textwrap.indent("\n".join(lines).replace("\0", " "), "    ")
 
 
 def _filled_in(template: str, description: str, constants: Mapping[str, Any]) -> str:
-    """The template with those values in its constants, and the text at its docstring's end."""
+    """Fills in the constants of a template, and a description at the end of its docstring."""
     lines = template.splitlines()
     docstring, *statements = ast.parse(template).body
     assignments = {
@@ -230,7 +190,7 @@ def _filled_in(template: str, description: str, constants: Mapping[str, Any]) ->
 
 
 def _literal(value: Any) -> str:
-    """A value as ruff formats it: a tuple has a line for each entry."""
+    """Formats a value as ruff does, a line for each entry of a tuple."""
     if isinstance(value, tuple):
         return "\n".join(["(", *(f"    {_inline(entry)}," for entry in value), ")"])
     return _inline(value)
@@ -246,7 +206,7 @@ _Path = tuple[str, ...]
 
 
 def _unrolled(path: _Path, leaf: np.ndarray) -> Iterator[tuple[_Path, np.ndarray]]:
-    """The leaves of each cell, where those of a stage are stacked."""
+    """Unstacks the leaves of the cells of a stage."""
     layer, *rest = path
     if not layer.startswith("stage_"):
         yield path, leaf

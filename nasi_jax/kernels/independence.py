@@ -7,8 +7,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import jaxpr_as_fun
 
+from nasi_jax.kernels.interpreter import closed_over
 from nasi_jax.types import ApplyFn, Params
 
 
@@ -25,16 +25,16 @@ def examples_are_coupled(apply_fn: ApplyFn, params: Params, inputs: jax.Array) -
       inputs: `[B, ...]`; the first example is looked at.
     """
     two = jax.ShapeDtypeStruct((2, *inputs.shape[1:]), inputs.dtype)
-    closed = jax.make_jaxpr(apply_fn)(params, two)
+    function, arrays = closed_over(apply_fn, params, two)
     with jax.ensure_compile_time_eval():
         rng = np.random.default_rng(0)
-        closed = closed.replace(consts=[_concrete(rng, const) for const in closed.consts])
+        arrays = [_concrete(rng, array) for array in arrays]
         leaves = [_concrete(rng, leaf) for leaf in jax.tree.leaves(params)]
         first = _concrete(rng, inputs)[:1]
         rows = []
         for _ in range(2):
             second = jnp.asarray(rng.uniform(size=first.shape), first.dtype)
-            outputs = jaxpr_as_fun(closed)(*leaves, jnp.concatenate([first, second]))
+            outputs = function(arrays, *leaves, jnp.concatenate([first, second]))
             rows.append(np.asarray(outputs[0][0]))
     return not np.array_equal(rows[0], rows[1], equal_nan=True)
 

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from nasi_jax.kernels.intercept import ENTERED, Operation, intercept
+from nasi_jax.kernels.interpreter import ENTERED, Operation, intercept
 from nasi_jax.types import ApplyFn, Params
 
 
@@ -46,26 +46,3 @@ def at_parameters(
     labels = [*[True] * len(jax.tree.leaves(params)), None]
     outputs: jax.Array = intercept(apply_fn, rule, params, inputs, labels=labels)
     return outputs
-
-
-def multiply_accumulates(operation: Operation) -> int | None:
-    """Products that a layer adds up, or None if the operation is not a layer.
-
-    A layer is a dense or convolutional operation one operand of which is a parameter. Products
-    with padding, and with the zeros in between of a transposed convolution, are counted.
-    """
-    if len(operation.labels) != 2 or all(operation.labels):
-        return None
-    left, right = (operand.shape for operand in operation.inputs)
-    if operation.name == "dot_general":
-        (contracted, _), (batched, _) = operation.params["dimension_numbers"]
-        right_free = np.prod(right) // np.prod([left[axis] for axis in (*contracted, *batched)])
-        return int(np.prod(left) * right_free)
-    if operation.name in ("dense_conv", "depthwise_conv"):
-        features = right[-1]
-    elif operation.name == "conv_general_dilated":
-        features = right[operation.params["dimension_numbers"].rhs_spec[0]]
-    else:
-        return None
-    (outputs,) = jax.eval_shape(operation.apply, *operation.inputs)
-    return int(outputs.size * (np.prod(right) // features))

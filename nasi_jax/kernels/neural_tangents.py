@@ -96,7 +96,7 @@ def infinite_width_ntk(
 ) -> jax.Array:
     """The NTK of an infinitely wide fully connected ReLU network, by neural-tangents.
 
-    The network is in NTK parameterisation: `depth` times x -> relu(s W x / sqrt(n) + t b), and
+    The network is in NTK parameterization: `depth` times x -> relu(s W x / sqrt(n) + t b), and
     then that without the ReLU, where n is the size of x, W and b are standard normal, s is
     `weight_std` and t is `bias_std`. As the widths grow the empirical NTK tends to
     kernel[b, c] delta_kl, whatever the number of outputs, with

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Literal, get_args
 
+import chex
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -59,6 +60,7 @@ def ntk(
     Raises:
       ValueError: for an unknown contraction, if `label` has no labels, and if the examples are
         coupled and `coupled` is not given.
+      AssertionError: for inputs, labels or outputs of other shapes or types.
     """
     if contraction not in get_args(Contraction):
         raise ValueError(
@@ -69,6 +71,14 @@ def ntk(
     other_labels = labels if same else other_labels
     if contraction == "label" and (labels is None or other_labels is None):
         raise ValueError("the contraction label needs the labels of every set of inputs")
+    chex.assert_equal_rank([inputs, other])
+    chex.assert_equal_shape_suffix([inputs, other], inputs.ndim - 1)
+    for examples, own in ((inputs, labels), (other, other_labels)):
+        if own is not None:
+            chex.assert_rank(own, 1)
+            chex.assert_type(own, int)
+            chex.assert_equal_shape_prefix([examples, own], 1)
+    chex.assert_rank(jax.eval_shape(apply_fn, params, inputs), 2)
     require_independent(apply_fn, params, inputs, coupled)
 
     def cotangents(inputs: jax.Array, labels: jax.Array | None) -> jax.Array:

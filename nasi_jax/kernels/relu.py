@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import warnings
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import Jaxpr, Literal
+from flax import linen, nnx
 
 from nasi_jax.kernels.gradient import random_gradient
-from nasi_jax.kernels.intercept import Operation, intercept
+from nasi_jax.kernels.interpreter import Operation, UnreadableProgram, intercept, is_relu
 from nasi_jax.kernels.tap import tapped
 from nasi_jax.types import ApplyFn, Params
 
@@ -26,8 +28,10 @@ def tap_relus(
     """`apply_fn(params, inputs)` with the outputs of all its ReLUs `tapped`.
 
     A ReLU is `jax.nn.relu`, or a maximum with the number 0. Those inside of a scan, `jit` or
-    `checkpoint` are found; those inside of a branch, a while loop or a function with a derivative
-    rule of its own are not.
+    `checkpoint` are found; those inside of a while loop or a function with a derivative rule of its
+    own are not. Where JAX writes programs in a form that is not known here (see
+    `interpreter.UnreadableProgram`), the ReLUs found are those that are called as `jax.nn.relu`,
+    `flax.linen.relu` or `flax.nnx.relu` at that moment, which a warning says.
 
     Args:
       measure: see `tapped`; its array is the `[B, ..., C]` that a ReLU returns.
@@ -44,22 +48,43 @@ def tap_relus(
     """
     shapes = []
 
-    def rule(operation: Operation) -> Any:
-        if not _is_relu(operation):
-            return None
-        (outputs,) = operation.apply(*operation.inputs)
+    def tap(outputs: jax.Array) -> jax.Array:
         shapes.append(outputs.shape)
         if outputs.ndim < 2 or outputs.shape[0] != inputs.shape[0]:
             raise ValueError(
                 f"a ReLU must be of shape [B, ..., C] with B = {inputs.shape[0]}, got one of shape "
                 f"{outputs.shape}"
             )
-        return [tapped(measure, zero, outputs)], None
+        return tapped(measure, zero, outputs)
 
-    outputs: jax.Array = intercept(apply_fn, rule, params, inputs)
+    def rule(operation: Operation) -> Any:
+        return ([tap(*operation.apply(*operation.inputs))], None) if is_relu(operation) else None
+
+    outputs: jax.Array
+    try:
+        outputs = intercept(apply_fn, rule, params, inputs)
+    except UnreadableProgram as error:
+        warnings.warn(f"ReLUs are found by their name: {error}", stacklevel=2)
+        shapes.clear()
+        with _relu_replaced(tap):
+            outputs = apply_fn(params, inputs)
     if not shapes:
         raise ValueError("apply_fn must have a ReLU: jax.nn.relu or a maximum with 0; got none")
     return outputs
+
+
+@contextlib.contextmanager
+def _relu_replaced(tap: Callable[[jax.Array], jax.Array]) -> Iterator[None]:
+    """Has `tap` applied to the outputs of ReLUs that are called by these names meanwhile."""
+    relu = jax.nn.relu
+    modules: tuple[Any, ...] = (jax.nn, linen, nnx)
+    for module in modules:
+        module.relu = lambda array: tap(relu(array))
+    try:
+        yield
+    finally:
+        for module in modules:
+            module.relu = relu
 
 
 def code_differences(
@@ -95,26 +120,3 @@ def code_differences(
 
     zero = jnp.zeros((batch_size, batch_size), dtype), jnp.zeros((), dtype)
     return random_gradient(key, outputs_of, zero)
-
-
-def _is_relu(operation: Operation) -> bool:
-    if operation.name == "max":
-        return any(map(_is_zero, operation.inputs))
-    return operation.name == "custom_jvp_call" and _is_maximum_with_zero(
-        operation.params["call_jaxpr"].jaxpr
-    )
-
-
-def _is_maximum_with_zero(jaxpr: Jaxpr) -> bool:
-    if len(jaxpr.eqns) != 1:
-        return False
-    (eqn,) = jaxpr.eqns
-    if eqn.primitive.name in ("jit", "pjit"):
-        return _is_maximum_with_zero(eqn.params["jaxpr"].jaxpr)
-    numbers = [atom.val for atom in eqn.invars if isinstance(atom, Literal)]
-    return eqn.primitive.name == "max" and any(map(_is_zero, numbers))
-
-
-def _is_zero(value: Any) -> bool:
-    """Whether a value is the number 0 itself, as it stands in the program."""
-    return not isinstance(value, jax.Array) and np.ndim(value) == 0 and bool(value == 0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -100,7 +101,7 @@ def lanczos_spectrum(
 
     A step multiplies by Theta = J J^T: one backward pass and one forward-mode pass of the whole
     batch, so memory is that of a gradient whatever B and K, and batch statistics are gone
-    through exactly. With full reorthogonalisation. (Golub and Welsch, 1969; Ubaru, Chen and
+    through exactly. With full reorthogonalization. (Golub and Welsch, 1969; Ubaru, Chen and
     Saad, 2017.)
 
     Args:
@@ -116,8 +117,11 @@ def lanczos_spectrum(
 
     Raises:
       ValueError: for numbers out of range.
+      AssertionError: if the outputs are not `[B, K]`.
     """
     outputs, push = jax.linearize(lambda params: apply_fn(params, inputs), params)
+    chex.assert_rank(outputs, 2)
+    chex.assert_equal_shape_prefix([inputs, outputs], 1)
     pull = jax.linear_transpose(push, params)
     size = outputs.size
     if not 1 <= num_steps <= size:

@@ -7,7 +7,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from nasi_jax.kernels.intercept import ENTERED, Operation, intercept
+from nasi_jax.kernels.interpreter import ENTERED, Operation, intercept
+from nasi_jax.kernels.modules import scan_axes
 from nasi_jax.types import ApplyFn, Params
 
 
@@ -15,7 +16,8 @@ def by_layer(apply_fn: ApplyFn, params: Params, inputs: jax.Array, tree: Any) ->
     """Arrays like the parameters, each as the layers that it holds.
 
     A leading axis of a parameter that a scan reads slice by slice, such as the cells of a stage
-    or the edges of a cell, is an axis of layers. The axes of scans within scans are joined.
+    or the edges of a cell, is an axis of layers. The axes of scans within scans are joined. Of flax
+    modules such axes are known by what they read; of any other function from its program.
 
     Args:
       apply_fn: maps `(params, inputs[B, ...])` to outputs `[B, K]`.
@@ -25,7 +27,21 @@ def by_layer(apply_fn: ApplyFn, params: Params, inputs: jax.Array, tree: Any) ->
 
     Returns:
       For each leaf `[layers, entries of a layer]`.
+
+    Raises:
+      UnreadableProgram: if it takes reading a program, and JAX writes it in an unknown form.
     """
+    depths = scan_axes(apply_fn, params, inputs)
+    if depths is None:
+        depths = _axes_sliced_in_program(apply_fn, params, inputs)
+    return [
+        leaf.reshape(int(np.prod(leaf.shape[:depth])), -1)
+        for leaf, depth in zip(jax.tree.leaves(tree), depths, strict=True)
+    ]
+
+
+def _axes_sliced_in_program(apply_fn: ApplyFn, params: Params, inputs: jax.Array) -> list[int]:
+    """For each leaf, how many axes more it has than in the operations that read it."""
     leaves, structure = jax.tree.flatten(params)
     depths = [0] * len(leaves)
 
@@ -43,7 +59,4 @@ def by_layer(apply_fn: ApplyFn, params: Params, inputs: jax.Array, tree: Any) ->
         return intercept(of_leaves, rule, leaves, inputs, labels=labels)
 
     jax.eval_shape(trace, leaves, inputs)
-    return [
-        leaf.reshape(int(np.prod(leaf.shape[:depth])), -1)
-        for leaf, depth in zip(jax.tree.leaves(tree), depths, strict=True)
-    ]
+    return depths

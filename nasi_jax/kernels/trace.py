@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal, NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 import optax
@@ -25,7 +26,13 @@ def mean_loss(outputs: jax.Array, labels: jax.Array, loss: Loss = "cross_entropy
 
     Returns:
       A scalar.
+
+    Raises:
+      AssertionError: for other shapes or types, which would broadcast to another loss.
     """
+    chex.assert_rank([outputs, labels], [2, 1])
+    chex.assert_type(labels, int)
+    chex.assert_equal_shape_prefix([outputs, labels], 1)
     if loss == "mse":
         targets = jax.nn.one_hot(labels, outputs.shape[-1], dtype=outputs.dtype)
         return jnp.mean(jnp.sum(jnp.square(targets - outputs), axis=-1))
@@ -169,6 +176,7 @@ def ntk_trace(
     """
     del key
     like = jax.eval_shape(apply_fn, params, batch.inputs)
+    chex.assert_rank(like, 2)
     size, outputs = like.shape
     eye = jnp.eye(outputs, dtype=like.dtype)
     norms = squared_gradient_norms(
@@ -213,7 +221,7 @@ def random_cotangent_estimate(
         gradients of single examples; only products of two outputs of one example add variance.
         `batch`: a probe is one v in `{-1, 1}^(B x K)` and one backward pass of the whole batch,
         exact through batch statistics as well, but with a standard deviation near sqrt(2) times
-        the trace where the kernel is near rank one, as it is at initialisation.
+        the trace where the kernel is near rank one, as it is at initialization.
       num_probes: number of probes averaged.
       coupled: for `classes`, see `squared_gradient_norms`.
       chunk_size: for `classes`, see `squared_gradient_norms`.
@@ -231,6 +239,7 @@ def random_cotangent_estimate(
     if num_probes < 1:
         raise ValueError(f"num_probes must be at least 1, got {num_probes}")
     like = jax.eval_shape(apply_fn, params, batch.inputs)
+    chex.assert_rank(like, 2)
     size, outputs = like.shape
     if over == "classes":
         probes = jax.random.rademacher(key, (size, num_probes, outputs), like.dtype)

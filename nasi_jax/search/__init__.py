@@ -1,6 +1,7 @@
 """The search: relaxation, objective, the two functions of NASI, and the loop."""
 
 from nasi_jax.search.confidence import Margin, margins
+from nasi_jax.search.loop import Run, run
 from nasi_jax.search.nasi import (
     SearchAlgorithm,
     SearchInfo,
@@ -9,9 +10,8 @@ from nasi_jax.search.nasi import (
     normalize_by_max_norm,
     one_step_ascent,
 )
-from nasi_jax.search.objective import Constraint, adaptive, fixed, penalised, quantile
+from nasi_jax.search.objective import Constraint, adaptive, fixed, penalized, quantile
 from nasi_jax.search.relaxation import close_over, gumbel_softmax, init_params
-from nasi_jax.search.run import Run, run
 from nasi_jax.search.score import score_fn
 
 __all__ = [
@@ -30,7 +30,7 @@ __all__ = [
     "nasi",
     "normalize_by_max_norm",
     "one_step_ascent",
-    "penalised",
+    "penalized",
     "quantile",
     "run",
     "score_fn",

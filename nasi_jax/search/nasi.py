@@ -5,28 +5,26 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 import optax
 
 from nasi_jax.kernels.trace import batch_gradient
-from nasi_jax.search.objective import Constraint, ConstraintState, adaptive, penalised
+from nasi_jax.search.objective import Constraint, ConstraintState, adaptive, penalized
 from nasi_jax.search.relaxation import close_over, gumbel_softmax, init_params
 from nasi_jax.types import (
     Alpha,
     Batch,
-    Depthwise,
-    Initializer,
-    NormMode,
+    NetworkSpec,
     Params,
-    Precision,
     ProxyFn,
     SearchSpace,
 )
 
 
 class SearchState(NamedTuple):
-    """Where a search stands.
+    """State of a search.
 
     Attributes:
       alpha: architecture logits; `space.discretize` reads the result off them.
@@ -44,7 +42,7 @@ class SearchState(NamedTuple):
 
 
 class SearchInfo(NamedTuple):
-    """What one step saw.
+    """Diagnostics of one step.
 
     Attributes:
       trace: x, the proxy of the sampled architecture.
@@ -77,7 +75,7 @@ def normalize_by_max_norm() -> optax.GradientTransformation:
     """Divides updates by the largest norm seen so far, the present one included.
 
     u_t = G_t / max(||G_1||_2, ..., ||G_t||_2), the norm taken over the whole pytree: the
-    normalisation of equation (18) of the paper. Zero stays zero.
+    normalization of equation (18) of the paper. Zero stays zero.
     """
 
     def init(params: optax.Params) -> jax.Array:
@@ -119,10 +117,7 @@ def nasi(
     hard: bool = False,
     redraw: bool = False,
     move_alpha: bool = False,
-    norm: NormMode = "batch",
-    init: Initializer = "he_normal",
-    precision: Precision = "float32",
-    depthwise: Depthwise = "auto",
+    spec: NetworkSpec = NetworkSpec(),
 ) -> SearchAlgorithm:
     """NASI in a search space.
 
@@ -133,27 +128,23 @@ def nasi(
       space: what to search in.
       num_classes: outputs `K` of the supernet.
       optimizer: turns gradients of -R into updates of alpha: `one_step_ascent(T)` is the paper's.
-      proxy: x, the score of a network at initialisation.
+      proxy: x, the score of a network at initialization.
       penalty: mu.
       constraint: the rule for nu; `adaptive(500.0)`, the paper's for DARTS, if not given.
       temperature: tau of the Gumbel-softmax.
       hard: whether samples are one-hot, with the straight-through gradient.
       redraw: whether every step draws a theta_0 of its own, so that the sum of equation (18) is a
-        mean over initialisations as well. The paper draws one for all steps.
+        mean over initializations as well. The paper draws one for all steps.
       move_alpha: whether gradients are taken at the alpha reached so far. The paper takes all of
         them at alpha_0 = 0; an optimizer such as `optax.adam` means to move.
-      norm: the supernet's norm mode; see `nasi_jax.types.NormMode`.
-      init: distribution of theta_0.
-      precision: what the supernet's activations are computed in.
-      depthwise: how its depthwise convolutions are computed.
+      spec: what the supernet's layers have in common: the norm mode, the distribution of theta_0,
+        the dtype of activations.
 
     Returns:
       The search as `init(key, batch)` and `step(key, state, batch)`.
     """
     rule = adaptive(500.0) if constraint is None else constraint
-    supernet = space.supernet(
-        num_classes, norm=norm, init=init, dtype=jnp.dtype(precision), depthwise=depthwise
-    )
+    supernet = space.supernet(num_classes, spec)
 
     def draw(key: jax.Array, alpha: Alpha, inputs: jax.Array) -> Params:
         return init_params(key, supernet, inputs, jax.tree.map(jax.nn.softmax, alpha))
@@ -182,14 +173,16 @@ def nasi(
             hard=hard,
             num_selected=space.num_selected(),
         )
-        apply_fn = close_over(supernet, params, weights, norm=norm, reference=reference)
-        return proxy(proxy_key, apply_fn, params, batch)
+        apply_fn = close_over(supernet, params, weights, norm=spec.norm, reference=reference)
+        trace = proxy(proxy_key, apply_fn, params, batch)
+        chex.assert_shape(trace, ())
+        return trace
 
     def init_fn(key: jax.Array, batch: Batch) -> SearchState:
         params_key, sample_key = jax.random.split(key)
         alpha = space.init_alpha()
         params = draw(params_key, alpha, batch.inputs)
-        reference = batch.inputs if norm == "frozen" else None
+        reference = batch.inputs if spec.norm == "frozen" else None
 
         def sample_traces(num_samples: int) -> jax.Array:
             def x(key: jax.Array) -> jax.Array:
@@ -209,7 +202,7 @@ def nasi(
 
         def loss(alpha: Alpha) -> tuple[jax.Array, jax.Array]:
             trace = trace_of(key, alpha, params, batch, state.reference)
-            return -penalised(trace, nu, penalty), trace
+            return -penalized(trace, nu, penalty), trace
 
         (negative, trace), gradient = jax.value_and_grad(loss, has_aux=True)(alpha)
         update, opt_state = optimizer.update(gradient, state.opt_state, state.alpha)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 
 
-def penalised(trace: jax.Array, constraint: jax.Array, penalty: float) -> jax.Array:
+def penalized(trace: jax.Array, constraint: jax.Array, penalty: float) -> jax.Array:
     """R = x - mu * max(0, x - nu), equation (14) of the paper.
 
     At mu = 1 this is min(x, nu), at mu = 2 the tent nu - |x - nu|.
@@ -24,7 +24,7 @@ def penalised(trace: jax.Array, constraint: jax.Array, penalty: float) -> jax.Ar
 
 
 class ConstraintState(NamedTuple):
-    """Where a constraint stands.
+    """State of a rule for nu.
 
     Attributes:
       nu: the constraint of the coming step.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -23,7 +24,7 @@ def gumbel_softmax(
 ) -> Alpha:
     """Samples relaxed architectures: softmax((alpha + g) / tau), g ~ Gumbel(0, 1), row by row.
 
-    The reparameterisation of equation (15) of the paper.
+    The reparameterization of equation (15) of the paper.
 
     Args:
       key: random key, consumed.
@@ -36,6 +37,7 @@ def gumbel_softmax(
     Returns:
       Weights of the structure of `alpha`.
     """
+    chex.assert_rank(list(alpha.values()), 2)
     keys = jax.random.split(key, len(alpha))
     weights = {}
     for name, subkey in zip(sorted(alpha), keys, strict=True):
@@ -83,7 +85,7 @@ def close_over(
       params: parameters that the frozen statistics are taken at.
       weights: relaxed or one-hot weights.
       norm: the supernet's norm mode.
-      reference: inputs `[R, ...]` whose statistics normalise in mode `frozen`, those of this
+      reference: inputs `[R, ...]` whose statistics normalize in mode `frozen`, those of this
         very architecture, as constants.
 
     Returns:

@@ -11,14 +11,13 @@ from pathlib import Path
 
 from nasi_jax.tables import compact, nasbench101, nasbench201
 from nasi_jax.tables.compact import write_csv
-from nasi_jax.tables.table import ACCEPTED, OnProgress, Table
+from nasi_jax.tables.table import ACCEPTED, Table
+from nasi_jax.types import OnProgress
 
-__all__ = ["OnProgress", "Table", "load", "write_csv"]
+__all__ = ["Table", "load", "write_csv"]
 
 
-def load(
-    path: str | os.PathLike[str], *, on_progress: OnProgress = lambda done, total: None
-) -> Table:
+def load(path: str | os.PathLike[str], *, on_progress: OnProgress = lambda progress: None) -> Table:
     """Reads the table of a benchmark, in any of the forms in which it is given away.
 
     What a file is, is told from its content:
@@ -40,7 +39,8 @@ def load(
 
     Args:
       path: the file or directory.
-      on_progress: called now and then as an official file is read.
+      on_progress: called now and then as an official file is read, with the bytes of it that are
+        done, or of a directory the files.
 
     Returns:
       The table.

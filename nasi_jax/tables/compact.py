@@ -1,4 +1,4 @@
-"""The compact csv of a table, read and written."""
+"""The compact csv form of a table: read and write."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from nasi_jax.files import write_bytes
-from nasi_jax.tables.table import ACCEPTED, Table, at, checked, is_fraction
+from nasi_jax.storage.files import at, csv_text, write_bytes
+from nasi_jax.tables.table import ACCEPTED, Table, checked, is_fraction
 
 
 def read(path: Path) -> Table:
@@ -102,9 +102,5 @@ def write_csv(table: Table, path: str | os.PathLike[str]) -> None:
             "" if math.isnan(number) else write(number).removesuffix(".0")
             for number in numbers.tolist()
         ]
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows(zip(*columns.values(), strict=True))
-    content = text.getvalue().encode()
+    content = csv_text(columns, zip(*columns.values(), strict=True)).encode()
     write_bytes(path, gzip.compress(content, mtime=0) if name.endswith(".gz") else content)

@@ -12,7 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from nasi_jax.tables.table import OnProgress, Table, at, checked, is_fraction
+from nasi_jax.storage.files import at
+from nasi_jax.tables.table import Table, checked, is_fraction
+from nasi_jax.types import OnProgress, Progress
 
 # The fields of NAS-Bench-101's protobuf message EvaluationData.
 _NASBENCH101_RESULTS = {"val": 4, "test": 5, "train_time": 2}
@@ -41,7 +43,7 @@ def read(path: Path, on_progress: OnProgress) -> Table:
             for name, key in _NASBENCH101_RESULTS.items():
                 runs[name].append(final[key])
         if number % 1000 == 0 or done == total:
-            on_progress(done, total)
+            on_progress(Progress("reading the table", total, done))
 
     values = {"params": np.array(params, np.float64)}
     for epochs in sorted(set(runs_epochs)):

@@ -10,18 +10,20 @@ import bz2
 import io
 import math
 import os
-import pickle
 import re
 import tarfile
 import zipfile
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, ClassVar
 
 import numpy as np
 
-from nasi_jax.tables.table import ACCEPTED, OnProgress, Table, at, checked
+from nasi_jax.storage import pickles
+from nasi_jax.storage.files import at
+from nasi_jax.tables.table import ACCEPTED, Table, checked
+from nasi_jax.types import OnProgress, Progress
 
 # Data set and split of the official results, by the name of the column without the epochs.
 _NASBENCH201_RESULTS = {
@@ -47,7 +49,7 @@ def read_files(path: Path, on_progress: OnProgress) -> Table:
         with at(f"{path}: architecture {index}"):
             by_epochs = _Unpickler(io.BytesIO(bz2.decompress(content))).load()
             rows.append(_nasbench201_row(index, by_epochs))
-        on_progress(done, total)
+        on_progress(Progress("reading the table", total, done))
     if not rows:
         raise ValueError(
             f"{path} must hold files such as 000000.pickle.pbz2, got none; accepted are {ACCEPTED}"
@@ -104,57 +106,29 @@ def _unpickled(file: IO[bytes]) -> Any:
     return _Unpickler(file).load()
 
 
-class _Unpickler(pickle.Unpickler):
-    """Admits what the official files hold, in stand-ins; torch's tensors become None."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        full_name = f"{module}.{name}"
-        if full_name in _ADMITTED:
-            return _ADMITTED[full_name]
-        if re.fullmatch(
-            r"torch\.(\w+Storage|_utils\._rebuild_(tensor|tensor_v2|parameter))", full_name
-        ):
-            return _nothing
-        raise pickle.UnpicklingError(
-            f"the pickle asks for {full_name}, which is refused; admitted are torch's tensors and "
-            f"{', '.join(_ADMITTED)}"
-        )
-
-    def persistent_load(self, pid: Any) -> None:
-        """The storage of a tensor, which is of no interest."""
-
-
-class _Dtype:
-    def __init__(self, name: str, *_: object):
-        self.name = name
-
-    def __setstate__(self, state: tuple[Any, ...]) -> None:
-        self.name = state[1] + self.name  # the byte order
-
-
-def _scalar(dtype: _Dtype, content: bytes) -> float:
-    if not re.fullmatch(r"[<>|][fiu][1248]", dtype.name):
-        raise ValueError(f"a numpy scalar must be a number, got the dtype {dtype.name!r}")
-    return np.frombuffer(content, dtype.name).item()
-
-
-def _latin1(text: str, encoding: str) -> bytes:
-    return text.encode("latin1")
-
-
 def _nothing(*_: object) -> None:
     return None
 
 
-_ADMITTED = {
-    "collections.OrderedDict": OrderedDict,
-    "builtins.set": set,
-    "__builtin__.set": set,
-    "_codecs.encode": _latin1,  # how protocol 2, which is torch's, writes bytes
-    "numpy.dtype": _Dtype,
-    "numpy.core.multiarray.scalar": _scalar,
-    "numpy._core.multiarray.scalar": _scalar,
-}
+class _Unpickler(pickles.Unpickler):
+    """Admits what the official files hold, in stand-ins; torch's tensors become None."""
+
+    admitted: ClassVar = {
+        "collections.OrderedDict": OrderedDict,
+        "builtins.set": set,
+        "__builtin__.set": set,
+        **pickles.NUMBERS,
+    }
+
+    def find_class(self, module: str, name: str) -> Any:
+        if re.fullmatch(
+            r"torch\.(\w+Storage|_utils\._rebuild_(tensor|tensor_v2|parameter))", f"{module}.{name}"
+        ):
+            return _nothing
+        return super().find_class(module, name)
+
+    def persistent_load(self, pid: Any) -> None:
+        """The storage of a tensor, which is of no interest."""
 
 
 def _nasbench201_row(index: int, by_epochs: Mapping[str, Any]) -> tuple[str, dict[str, float]]:

@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from nasi_jax.cells.genotype import (
-    FORMATS,
-    AnyGenotype,
-    Nasbench101Genotype,
-    Nasbench201Genotype,
-)
-
-OnProgress = Callable[[int, int], None]
-"""Called with how much is done, and of how much: bytes, or files of a directory."""
+from nasi_jax.cells import Nasbench101Genotype, Nasbench201Genotype
+from nasi_jax.storage.files import at
+from nasi_jax.types import Genotype
 
 ACCEPTED = (
     "a compact csv or csv.gz with the column arch_str (NAS-Bench-201) or the columns hash, "
@@ -27,16 +20,19 @@ ACCEPTED = (
 )
 """The files that `load` reads, in words."""
 
+_KINDS: dict[str, type[Genotype]] = {
+    kind.family: kind for kind in (Nasbench101Genotype, Nasbench201Genotype)
+}
 _ACCURACY = re.compile(r"(?:^|_)(?:val|test)_\d+$")
 
 
 @dataclass(frozen=True, eq=False)
 class Table:
-    """What a benchmark measured of its cells, one row a cell.
+    """Results of a benchmark, one row a cell.
 
     A cell is looked up as it is written, and else by an isomorphic one: the first row of the same
-    `Nasbench201Genotype.isomorphism_key` or `Nasbench101Genotype.module_hash`. The latter belongs
-    to the pruned cell, so that cells of NAS-Bench-1Shot1 are found too.
+    `isomorphism_key`. That of NAS-Bench-101 belongs to the pruned cell, so that cells of
+    NAS-Bench-1Shot1 are found too.
 
     Attributes:
       benchmark: `nasbench201` or `nasbench101`, the text format of the genotypes.
@@ -58,14 +54,14 @@ class Table:
     def __len__(self) -> int:
         return len(self.cells)
 
-    def __contains__(self, genotype: AnyGenotype) -> bool:
+    def __contains__(self, genotype: Genotype) -> bool:
         return self.find(genotype) is not None
 
-    def genotype(self, row: int) -> AnyGenotype:
+    def genotype(self, row: int) -> Genotype:
         """The cell of a row."""
         return _genotype(self.benchmark, self.cells[row])
 
-    def index(self, genotype: AnyGenotype) -> int:
+    def index(self, genotype: Genotype) -> int:
         """The row of a cell.
 
         Raises:
@@ -80,7 +76,7 @@ class Table:
             )
         return row
 
-    def indices(self, genotypes: Iterable[AnyGenotype]) -> np.ndarray:
+    def indices(self, genotypes: Iterable[Genotype]) -> np.ndarray:
         """The rows `[B]` of many cells.
 
         Raises:
@@ -89,7 +85,7 @@ class Table:
         """
         return np.fromiter(map(self.index, genotypes), np.int64)
 
-    def look_up(self, genotype: AnyGenotype, column: str) -> float:
+    def look_up(self, genotype: Genotype, column: str) -> float:
         """The number in a cell's row and in a column, NaN if it's missing.
 
         Raises:
@@ -108,13 +104,13 @@ class Table:
             raise ValueError(f"column must be one of {', '.join(self.columns)}, got {name!r}")
         return self.values[name]
 
-    def find(self, genotype: AnyGenotype) -> int | None:
+    def find(self, genotype: Genotype) -> int | None:
         """The row of a cell, or of an isomorphic one; None if there is neither.
 
         Raises:
           ValueError: if the genotype isn't one of this benchmark.
         """
-        if not isinstance(genotype, FORMATS[self.benchmark]):
+        if not isinstance(genotype, _KINDS[self.benchmark]):
             raise ValueError(
                 f"the table holds {self.benchmark} genotypes, got a {type(genotype).__name__}"
             )
@@ -122,7 +118,7 @@ class Table:
         if row is not None:
             return row
         try:
-            return self._isomorphic_rows.get(_isomorphism_key(genotype))
+            return self._isomorphic_rows.get(genotype.isomorphism_key())
         except ValueError:  # no path leads from the input to the output
             return None
 
@@ -133,21 +129,21 @@ class Table:
     # Only when a cell isn't found as it is written: the keys of 15,625 cells take 0.2 s.
     @functools.cached_property
     def _isomorphic_rows(self) -> dict[str, int]:
-        keys = self.hashes or [_isomorphism_key(self.genotype(row)) for row in range(len(self))]
+        keys = self.hashes or [self.genotype(row).isomorphism_key() for row in range(len(self))]
         rows: dict[str, int] = {}
         for row, key in enumerate(keys):
             rows.setdefault(key, row)
         return rows
 
 
-def _text(genotype: AnyGenotype) -> str:
+def _text(genotype: Genotype) -> str:
     if isinstance(genotype, Nasbench101Genotype):
         bits = "".join(str(bit) for row in genotype.matrix for bit in row)
         return f"{bits} {','.join(genotype.ops)}"
     return genotype.to_text()
 
 
-def _genotype(benchmark: str, cell: str) -> AnyGenotype:
+def _genotype(benchmark: str, cell: str) -> Genotype:
     if benchmark == "nasbench201":
         return Nasbench201Genotype.from_text(cell)
     bits, _, text = cell.partition(" ")
@@ -158,13 +154,6 @@ def _genotype(benchmark: str, cell: str) -> AnyGenotype:
     entries = [int(bit) for bit in bits]
     matrix = [entries[start : start + size] for start in range(0, size**2, size)]
     return Nasbench101Genotype(matrix=matrix, ops=ops)  # type: ignore[arg-type]
-
-
-def _isomorphism_key(genotype: AnyGenotype) -> str:
-    if isinstance(genotype, Nasbench101Genotype):
-        return genotype.module_hash()
-    assert isinstance(genotype, Nasbench201Genotype)
-    return genotype.isomorphism_key()
 
 
 def is_fraction(benchmark: str, column: str) -> bool:
@@ -180,7 +169,7 @@ def checked(
     unit: str,
     first: int = 0,
 ) -> Table:
-    """The table of rows that are checked; a wrong one is named as the `unit` that it came from."""
+    """Validates rows and builds the table; an error names the `unit`, a line or a file."""
     if not cells:
         raise ValueError("holds no cell")
     rows: dict[str, int] = {}
@@ -197,13 +186,3 @@ def checked(
                 f"{unit} {row + first}: {name} must be from 0 to {limit}, got {column[row] / scale}"
             )
     return Table(benchmark, values, tuple(cells), tuple(hashes or ()))
-
-
-@contextlib.contextmanager
-def at(place: object) -> Iterator[None]:
-    """Says in one line where a file is wrong, however reading it failed."""
-    try:
-        yield
-    except Exception as error:
-        said = str(error) if type(error) is ValueError else f"{type(error).__name__}: {error}"
-        raise ValueError(f"{place}: {' '.join(said.split())}") from error

@@ -5,7 +5,7 @@ It needs jax and flax, and safetensors to load parameters:
     network, variables = load("parameters.safetensors")
     logits = network.apply(variables, images)  # images [B, H, W, 3]
 
-In training, normalisation takes the statistics of the batch and updates the running ones:
+In training, normalization takes the statistics of the batch and updates the running ones:
 
     logits, updates = network.apply(variables, images, train=True, mutable=["batch_stats"])
 """
@@ -50,12 +50,12 @@ def conv(features: int, size: int, stride: int = 1, *, name: str) -> nn.Conv:
 
 
 def norm(train: bool, name: str = "norm") -> nn.BatchNorm:
-    """Batch normalisation."""
+    """Batch normalization."""
     return nn.BatchNorm(use_running_average=not train, momentum=0.9, name=name)
 
 
 class ReluConvNorm(nn.Module):
-    """ReLU, 1x1 convolution, normalisation."""
+    """ReLU, 1x1 convolution, normalization."""
 
     features: int
 
@@ -66,7 +66,7 @@ class ReluConvNorm(nn.Module):
 
 
 class FactorizedReduce(nn.Module):
-    """ReLU, two 1x1 convolutions of stride 2 on shifted inputs side by side, normalisation."""
+    """ReLU, two 1x1 convolutions of stride 2 on shifted inputs side by side, normalization."""
 
     features: int
 
@@ -81,7 +81,7 @@ class FactorizedReduce(nn.Module):
 
 
 class SeparableConv(nn.Module):
-    """ReLU, depthwise convolution, 1x1 convolution, normalisation: twice, or once if dilated."""
+    """ReLU, depthwise convolution, 1x1 convolution, normalization: twice, or once if dilated."""
 
     size: int
     stride: int

@@ -46,7 +46,7 @@ def conv(inputs: int, outputs: int, size: int, stride: int = 1) -> nn.Conv2d:
 
 
 def relu_conv_norm(inputs: int, outputs: int) -> nn.Module:
-    """ReLU, 1x1 convolution, normalisation."""
+    """ReLU, 1x1 convolution, normalization."""
     layers = OrderedDict(
         relu=nn.ReLU(), conv=conv(inputs, outputs, 1), norm=nn.BatchNorm2d(outputs)
     )
@@ -54,7 +54,7 @@ def relu_conv_norm(inputs: int, outputs: int) -> nn.Module:
 
 
 class FactorizedReduce(nn.Module):
-    """ReLU, two 1x1 convolutions of stride 2 on shifted inputs side by side, normalisation."""
+    """ReLU, two 1x1 convolutions of stride 2 on shifted inputs side by side, normalization."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
@@ -69,7 +69,7 @@ class FactorizedReduce(nn.Module):
 
 
 def separable_conv(channels: int, size: int, stride: int, dilated: bool) -> nn.Module:
-    """ReLU, depthwise convolution, 1x1 convolution, normalisation: twice, or once if dilated."""
+    """ReLU, depthwise convolution, 1x1 convolution, normalization: twice, or once if dilated."""
     dilation = 2 if dilated else 1
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     for index in range(1 if dilated else 2):

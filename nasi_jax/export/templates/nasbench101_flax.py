@@ -5,7 +5,7 @@ It needs jax and flax, and safetensors to load parameters:
     network, variables = load("parameters.safetensors")
     logits = network.apply(variables, images)  # images [B, H, W, 3]
 
-In training, normalisation takes the statistics of the batch and updates the running ones:
+In training, normalization takes the statistics of the batch and updates the running ones:
 
     logits, updates = network.apply(variables, images, train=True, mutable=["batch_stats"])
 """
@@ -66,7 +66,7 @@ def vertex_channels(features: int) -> dict[int, int]:
 
 
 class ConvNormRelu(nn.Module):
-    """Convolution, normalisation, ReLU."""
+    """Convolution, normalization, ReLU."""
 
     features: int
     size: int

@@ -62,7 +62,7 @@ def vertex_channels(features: int) -> dict[int, int]:
 
 
 def conv_norm_relu(inputs: int, outputs: int, size: int) -> nn.Module:
-    """Convolution without bias, normalisation, ReLU."""
+    """Convolution without bias, normalization, ReLU."""
     conv = nn.Conv2d(inputs, outputs, size, padding=size // 2, bias=False)
     return nn.Sequential(OrderedDict(conv=conv, norm=nn.BatchNorm2d(outputs), relu=nn.ReLU()))
 

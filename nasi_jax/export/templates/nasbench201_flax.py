@@ -5,7 +5,7 @@ It needs jax and flax, and safetensors to load parameters:
     network, variables = load("parameters.safetensors")
     logits = network.apply(variables, images)  # images [B, H, W, 3]
 
-In training, normalisation takes the statistics of the batch and updates the running ones:
+In training, normalization takes the statistics of the batch and updates the running ones:
 
     logits, updates = network.apply(variables, images, train=True, mutable=["batch_stats"])
 """
@@ -40,12 +40,12 @@ def conv(features: int, size: int, stride: int = 1, *, name: str) -> nn.Conv:
 
 
 def norm(train: bool, name: str = "norm") -> nn.BatchNorm:
-    """Batch normalisation."""
+    """Batch normalization."""
     return nn.BatchNorm(use_running_average=not train, momentum=0.9, name=name)
 
 
 class ReluConvNorm(nn.Module):
-    """ReLU, convolution, normalisation."""
+    """ReLU, convolution, normalization."""
 
     features: int
     size: int

@@ -36,7 +36,7 @@ def conv(inputs: int, outputs: int, size: int, stride: int = 1) -> nn.Conv2d:
 
 
 def relu_conv_norm(inputs: int, outputs: int, size: int, stride: int = 1) -> nn.Module:
-    """ReLU, convolution, normalisation."""
+    """ReLU, convolution, normalization."""
     layer = conv(inputs, outputs, size, stride)
     return nn.Sequential(OrderedDict(relu=nn.ReLU(), conv=layer, norm=nn.BatchNorm2d(outputs)))
 

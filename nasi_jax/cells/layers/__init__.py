@@ -1,0 +1,1 @@
+"""The layers of cells: convolutions, operations, normalization, mixed operations."""

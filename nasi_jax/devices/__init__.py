@@ -1,0 +1,1 @@
+"""Devices: versions, compiled programs kept on disk, compiling without the device."""

@@ -1,0 +1,1 @@
+"""Drawings and rank correlations, each imported from its file: drawings load matplotlib."""

@@ -1,0 +1,84 @@
+"""Atomic writes, JSON and csv text, and errors about files in one line."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import json
+import os
+import textwrap
+import uuid
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+
+def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
+    """Writes a file atomically: to a temporary name, synced, then renamed.
+
+    Raises:
+      OSError: if that fails; what the file held before is then still there.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def check_absent(path: Path, *, overwrite: bool) -> None:
+    """Raises if a file exists, unless `overwrite` is set.
+
+    Raises:
+      ValueError: if it is refused.
+    """
+    if path.exists() and not overwrite:
+        raise ValueError(f"{path} is there already: replace it with --overwrite")
+
+
+def write(path: Path, content: bytes, *, overwrite: bool) -> None:
+    """Writes a new file atomically.
+
+    Raises:
+      ValueError: if the file is there and `overwrite` is not set, or it cannot be written.
+    """
+    check_absent(path, overwrite=overwrite)
+    try:
+        write_bytes(path, content)
+    except OSError as error:
+        raise ValueError(f"cannot write {path}: {error.strerror}") from error
+
+
+def json_text(content: Any) -> str:
+    """Serializes an object as JSON text."""
+    return json.dumps(content, indent=2, allow_nan=False) + "\n"
+
+
+def csv_text(columns: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
+    """Serializes a table as csv text, with a header."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+@contextlib.contextmanager
+def at(place: object) -> Iterator[None]:
+    """Converts any error of reading a file into a one-line ValueError that names the file."""
+    try:
+        yield
+    except Exception as error:
+        said = str(error) if type(error) is ValueError else f"{type(error).__name__}: {error}"
+        raise ValueError(f"{place}: {' '.join(said.split())}") from error
+
+
+def one_line(value: object) -> str:
+    """The first line of an error message, shortened."""
+    return textwrap.shorten(str(value).strip().partition("\n")[0], 160, placeholder=" ...")

@@ -1,0 +1,834 @@
+"""Tables of benchmarks: the real compact files, official files written here, and wrong ones."""
+
+import base64
+import bz2
+import gzip
+import io
+import json
+import math
+import os
+import pickle
+import random
+import struct
+import tarfile
+import time
+import zipfile
+from collections import OrderedDict
+
+import numpy as np
+import pytest
+
+from nasi_jax import tables
+from nasi_jax.cells.darts import DARTS_OPS, DartsGenotype
+from nasi_jax.cells.nasbench101 import Nasbench101Genotype
+from nasi_jax.cells.nasbench201 import NASBENCH201_OPS, Nasbench201Genotype
+
+CELL = (
+    "|avg_pool_3x3~0|+|nor_conv_1x1~0|skip_connect~1|+"
+    "|nor_conv_1x1~0|skip_connect~1|skip_connect~2|"
+)
+OTHER = "|nor_conv_3x3~0|+|none~0|none~1|+|none~0|nor_conv_1x1~1|none~2|"
+SPEC = Nasbench101Genotype(
+    matrix=((0, 1, 1, 0), (0, 0, 0, 1), (0, 0, 0, 1), (0, 0, 0, 0)),
+    ops=("input", "conv3x3-bn-relu", "maxpool3x3", "output"),
+)
+DARTS = DartsGenotype(
+    normal=[(DARTS_OPS[1], 0), (DARTS_OPS[3], 1)] * 4,
+    reduce=[(DARTS_OPS[1], 0), (DARTS_OPS[3], 1)] * 4,
+)
+
+
+@pytest.fixture(scope="module")
+def nasbench201(data_file):
+    return tables.load(data_file("nasbench201_cifar10.csv"))
+
+
+@pytest.fixture(scope="module")
+def nasbench101(data_file):
+    return tables.load(data_file("nasbench101_30k.csv.gz"))
+
+
+def refused(path, *parts, **options):
+    with pytest.raises(ValueError) as caught:
+        tables.load(path, **options)
+    message = str(caught.value)
+    assert type(caught.value) is ValueError
+    assert len(message.splitlines()) == 1
+    for part in (str(path), *parts):
+        assert part in message, message
+
+
+def assert_equal(table, other):
+    assert (table.benchmark, table.cells) == (other.benchmark, other.cells)
+    assert table.hashes == other.hashes
+    assert table.columns == other.columns
+    for column in table.columns:
+        np.testing.assert_array_equal(table.values[column], other.values[column])
+
+
+# NAS-Bench-201
+
+
+def test_nasbench201(nasbench201):
+    assert nasbench201.benchmark == "nasbench201"
+    assert len(nasbench201) == 15_625
+    assert nasbench201.columns == (
+        *("index", "iso_class", "params"),
+        *("c10_test_200", "c10valid_val_200", "c10_test_12", "c10valid_val_12"),
+    )
+    best = int(nasbench201.values["c10_test_200"].argmax())
+    assert nasbench201.values["index"][best] == best == 6111
+    cell = nasbench201.genotype(best)
+    assert cell in nasbench201
+    assert nasbench201.index(cell) == best
+    assert nasbench201.look_up(cell, "c10_test_200") == pytest.approx(94.37, abs=0.005)
+    skips = Nasbench201Genotype(ops=("skip_connect",) * 6)
+    assert nasbench201.look_up(skips, "c10_test_200") == pytest.approx(54.30, abs=0.005)
+    cells = [nasbench201.genotype(row) for row in range(len(nasbench201))]
+    np.testing.assert_array_equal(nasbench201.indices(cells), range(len(cells)))
+
+
+def test_an_isomorphic_cell_stands_in(nasbench201, data_file, tmp_path):
+    lines = data_file("nasbench201_cifar10.csv").read_text().splitlines()
+    first = {line.split(",")[2]: line for line in reversed(lines[1:])}
+    path = tmp_path / "classes.csv"
+    path.write_text("\n".join([lines[0], *first.values()]))
+    table = tables.load(path)
+    assert len(table) == 6_466
+    cells = [nasbench201.genotype(row) for row in range(len(nasbench201))]
+    rows = table.indices(cells)
+    np.testing.assert_array_equal(table.values["iso_class"][rows], nasbench201.values["iso_class"])
+
+    zeros = Nasbench201Genotype(ops=("none",) * 6)
+    without = [line for line in lines if line.split(",")[2] != lines[1].split(",")[2]]
+    path.write_text("\n".join(without))
+    table = tables.load(path)
+    assert zeros in table
+    missing = nasbench201.genotype(0)
+    assert missing not in table
+    with pytest.raises(LookupError, match="neither this cell nor an isomorphic one") as caught:
+        table.look_up(missing, "params")
+    assert str(caught.value).endswith(missing.to_text())
+    with pytest.raises(LookupError):
+        table.indices([zeros, missing])
+
+
+def test_isomorphic_rows_give_the_first(tmp_path):
+    # Three cells whose edge 1 -> 3 is another operation of a zero.
+    cells = [
+        Nasbench201Genotype(ops=("none", "none", "none", "nor_conv_3x3", op, "none"))
+        for op in ("avg_pool_3x3", "nor_conv_1x1", "nor_conv_3x3")
+    ]
+    path = tmp_path / "t.csv"
+    path.write_text(
+        "arch_str,x\n" + "".join(f"{c.to_text()},{i}\n" for i, c in enumerate(cells[:2]))
+    )
+    table = tables.load(path)
+    assert [table.look_up(cell, "x") for cell in cells] == [0, 1, 0]
+
+
+# NAS-Bench-101
+
+
+def test_nasbench101(nasbench101):
+    assert nasbench101.benchmark == "nasbench101"
+    assert len(nasbench101) == 30_001
+    assert nasbench101.columns == (
+        *("params", "train_time_108", "val_4", "val_12", "val_36", "val_108"),
+        *("in_1shot1_s1", "in_1shot1_s2", "in_1shot1_s3"),
+    )
+    assert nasbench101.values["val_108"][0] == 93.0489  # 0.930489 in the file
+    assert nasbench101.values["train_time_108"][0] == 1768.976
+    cells = [nasbench101.genotype(row) for row in range(0, len(nasbench101), 10)]
+    np.testing.assert_array_equal(nasbench101.indices(cells), np.arange(0, len(nasbench101), 10))
+
+
+def relabelled(cell, generator):
+    """The cell with its inner vertices in another order, as far as the matrix stays triangular."""
+    size = len(cell.ops)
+    order, left = [0], list(range(1, size - 1))
+    while left:
+        ready = [v for v in left if not any(cell.matrix[w][v] for w in left)]
+        order.append(generator.choice(ready))
+        left.remove(order[-1])
+    order.append(size - 1)
+    return Nasbench101Genotype(
+        matrix=[[cell.matrix[i][j] for j in order] for i in order], ops=[cell.ops[i] for i in order]
+    )
+
+
+def with_a_dead_end(cell, generator):
+    """The cell with one more vertex, which reads others and is read by none."""
+    size, place = len(cell.ops), len(cell.ops) - 1
+    matrix = [[*row[:place], generator.randint(0, 1), *row[place:]] for row in cell.matrix]
+    matrix.insert(place, [0] * (size + 1))
+    matrix[-1][place] = 0
+    ops = [*cell.ops[:place], "maxpool3x3", *cell.ops[place:]]
+    return Nasbench101Genotype(matrix=matrix, ops=ops)
+
+
+def test_nasbench101_isomorphic_cells(nasbench101):
+    generator = random.Random(0)
+    others = 0
+    for row in generator.sample(range(len(nasbench101)), 300):
+        cell = nasbench101.genotype(row)
+        same = relabelled(cell, generator)
+        others += same != cell
+        assert nasbench101.index(same) == row
+        if len(cell.ops) < 7:
+            assert nasbench101.index(with_a_dead_end(cell, generator)) == row
+    assert others > 100
+
+
+def test_nasbench101_unknown_cells(nasbench101):
+    cut = Nasbench101Genotype(
+        matrix=((0, 1, 0), (0, 0, 0), (0, 0, 0)), ops=(*SPEC.ops[::2], "output")
+    )
+    hashes = set(nasbench101.hashes)
+    assert SPEC.module_hash() not in hashes
+    for cell in (cut, SPEC):
+        assert cell not in nasbench101
+        with pytest.raises(LookupError, match="30001 cells of the nasbench101 table: ModelSpec"):
+            nasbench101.index(cell)
+
+
+# Both
+
+
+def test_wrong_questions(nasbench201, nasbench101):
+    cell201, cell101 = nasbench201.genotype(0), nasbench101.genotype(0)
+    for table, wrong in ((nasbench201, cell101), (nasbench101, cell201), (nasbench201, DARTS)):
+        for ask in (table.index, table.__contains__, lambda g: table.look_up(g, "params")):
+            with pytest.raises(ValueError, match=f"holds {table.benchmark} genotypes, got a "):
+                ask(wrong)
+    with pytest.raises(ValueError, match=r"column must be one of index, iso_class, .* got 'acc'"):
+        nasbench201.look_up(cell201, "acc")
+
+
+@pytest.mark.parametrize("name", ["nasbench201_cifar10.csv", "nasbench101_30k.csv.gz"])
+def test_speed(name, data_file):
+    """0.2 and 0.7 s to load, 0.1 s for 15,625 look-ups on one core."""
+    start = time.perf_counter()
+    table = tables.load(data_file(name))
+    assert time.perf_counter() - start < 5
+    cells = [table.genotype(row) for row in range(15_625)]
+    start = time.perf_counter()
+    for cell in cells:
+        table.look_up(cell, "params")
+    assert time.perf_counter() - start < 2
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".csv.gz"])
+def test_write_csv(nasbench201, nasbench101, suffix, tmp_path):
+    for table in (nasbench201, nasbench101):
+        path = tmp_path / f"table{suffix}"
+        tables.write_csv(table, path)
+        assert path.read_bytes().startswith(b"\x1f\x8b") == (suffix == ".csv.gz")
+        assert_equal(tables.load(path), table)
+
+
+def test_write_csv_of_any_numbers(tmp_path):
+    numbers = np.random.default_rng(0).uniform(0, 100, 1000) ** 4 / 1e6
+    numbers[:4] = math.nan, 1e-12, 0, 100
+    bits, ops = "0111000100010000", "input,{},{},output"
+    inner = ["conv3x3-bn-relu", "conv1x1-bn-relu", "maxpool3x3"]
+    cells = tuple(f"{bits} {ops.format(a, b)}" for a in inner for b in inner)
+    values = {name: numbers[: len(cells)] for name in ("val_108", "train_time_108")}
+    table = tables.Table("nasbench101", values, cells, tuple(map(str, range(len(cells)))))
+    path = tmp_path / "table.csv"
+    for start in range(0, 990, 9):
+        part = {name: numbers[start : start + 9] for name in values}
+        table = tables.Table("nasbench101", part, cells, table.hashes)
+        tables.write_csv(table, path)
+        assert_equal(tables.load(path), table)
+    with pytest.raises(ValueError, match=r"path must end in .csv or .csv.gz, got .*table.txt"):
+        tables.write_csv(table, tmp_path / "table.txt")
+    assert sorted(tmp_path.iterdir()) == [path]
+
+
+# Official files of NAS-Bench-201
+
+SEEDS = {"12": (111, 777), "200": (777, 888, 999)}
+SPLITS = {
+    "cifar10-valid": ("x-valid", "ori-test"),
+    "cifar10": ("ori-test",),
+    "cifar100": ("x-valid", "x-test", "ori-test"),
+    "ImageNet16-120": ("x-valid", "x-test", "ori-test"),
+}
+# What the sample in D-X-Y/NATS-Bench says of the benchmark's cell 0, by seed.
+CELL_0 = {
+    ("200", "cifar10", "ori-test"): (85.62, 86.18, 85.79),
+    ("200", "cifar10-valid", "x-valid"): (82.09199998291015, 81.61599997314453, 82.24000001464844),
+    ("12", "cifar10-valid", "x-valid"): (64.01599998291016, 62.71199997802734),
+}
+COLUMNS = {
+    "c10_test": ("cifar10", "ori-test"),
+    "c10valid_val": ("cifar10-valid", "x-valid"),
+    "c10valid_test": ("cifar10-valid", "ori-test"),
+    "c100_val": ("cifar100", "x-valid"),
+    "c100_test": ("cifar100", "x-test"),
+    "in16_val": ("ImageNet16-120", "x-valid"),
+    "in16_test": ("ImageNet16-120", "x-test"),
+}
+
+
+class Named:
+    """A global that is pickled by name."""
+
+    def __init__(self, module, name):
+        self.module, self.name = module, name
+
+    def __call__(self):
+        raise AssertionError
+
+
+class Tensor:
+    pass
+
+
+class Storage:
+    pass
+
+
+class Pickler(pickle._Pickler):
+    """Pickles as NumPy 1 and torch do."""
+
+    def reducer_override(self, obj):
+        if isinstance(obj, np.float64):
+            return Named("numpy.core.multiarray", "scalar"), (np.dtype("f8"), obj.tobytes())
+        if isinstance(obj, Tensor):
+            rebuild = Named("torch._utils", "_rebuild_tensor_v2")
+            return rebuild, (Storage(), 0, (2,), (1,), False, OrderedDict())
+        return "global" if isinstance(obj, Named) else NotImplemented
+
+    def persistent_id(self, obj):
+        if isinstance(obj, Storage):
+            return ("storage", Named("torch", "FloatStorage"), "0", "cpu", 2, None)
+        return None
+
+    def save_global(self, obj, name=None):
+        if not isinstance(obj, Named):
+            super().save_global(obj, name)
+        elif self.proto < 4:
+            self.write(pickle.GLOBAL + f"{obj.module}\n{obj.name}\n".encode())
+        else:
+            self.save(obj.module)
+            self.save(obj.name)
+            self.write(pickle.STACK_GLOBAL)
+
+
+def pickled(obj, protocol):
+    file = io.BytesIO()
+    Pickler(file, protocol).dump(obj)
+    return file.getvalue()
+
+
+def trial(dataset, seed, epochs, accuracies, params, weights):
+    """A ResultsCount.state_dict()."""
+    last = epochs - 1
+    return {
+        "name": dataset,
+        "net_state_dict": weights,
+        "train_acc1es": {0: 10.0, last: 99.0},
+        "train_acc5es": {0: 50.0, last: 100.0},
+        "train_losses": {0: 2.0, last: 0.1},
+        "train_times": OrderedDict([(0, 12.5), (last, 12.5)]),
+        "arch_config": {"channel": 16, "num_cells": 5, "arch_str": CELL, "class_num": 10},
+        "params": np.float64(params),
+        "flop": 15.64737,
+        "seed": f"{seed:04d}",
+        "epochs": epochs,
+        "latency": [np.float64(0.0139)],
+        "eval_names": list(accuracies),
+        "eval_acc1es": {f"{split}@{last - 1}": 1.0 for split in accuracies}
+        | {f"{split}@{last}": accuracy for split, accuracy in accuracies.items()},
+        "eval_times": {f"{split}@{last}": 1.5 for split in accuracies},
+        "eval_losses": {f"{split}@{last}": 0.5 for split in accuracies},
+    }
+
+
+def results(index, arch_str, known=(), datasets=tuple(SPLITS), params=0.129306, weights=None):
+    """ArchResults.state_dict() after 12 and after 200 epochs, and the means to be read."""
+    generator = random.Random(index)
+    means, by_epochs = {}, OrderedDict()
+    for epochs, seeds in SEEDS.items():
+        accuracies = {
+            (dataset, split): dict(
+                zip(
+                    seeds,
+                    dict(known).get(
+                        (epochs, dataset, split), [generator.uniform(10, 90) for _ in seeds]
+                    ),
+                    strict=True,
+                )
+            )
+            for dataset in datasets
+            for split in SPLITS[dataset]
+        }
+        means |= {
+            f"{column}_{epochs}": np.mean(list(accuracies[key].values()))
+            for column, key in COLUMNS.items()
+            if key in accuracies
+        }
+        by_epochs[epochs] = {
+            "arch_index": index,
+            "arch_str": arch_str,
+            "all_results": {
+                (dataset, seed): trial(
+                    dataset,
+                    seed,
+                    int(epochs),
+                    {split: accuracies[dataset, split][seed] for split in SPLITS[dataset]},
+                    params[seed] if isinstance(params, dict) else params,
+                    weights,
+                )
+                for dataset in datasets
+                for seed in seeds
+            },
+            "dataset_seed": {dataset: list(seeds) for dataset in datasets},
+            "clear_net_done": weights is None,
+        }
+    return by_epochs, means
+
+
+def members(architectures):
+    meta = {
+        "meta_archs": [CELL, OTHER],
+        "total_archs": 2,
+        "arch2infos": None,
+        "evaluated_indexes": set(),
+    }
+    files = {f"{index:06d}": by_epochs for index, by_epochs in architectures.items()}
+    return {
+        f"{name}.pickle.pbz2": bz2.compress(pickled(content, 4))
+        for name, content in (files | {"meta": meta}).items()
+    }
+
+
+def write_dir(path, architectures):
+    path.mkdir()
+    for name, content in members(architectures).items():
+        (path / name).write_bytes(content)
+
+
+def write_tar(path, architectures):
+    with tarfile.open(path, "w") as archive:
+        for name, content in members(architectures).items():
+            info = tarfile.TarInfo(f"NATS-tss-v1_0-3ffb9-simple/{name}")
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+
+
+def whole(architectures, names=("less", "full")):
+    return {
+        "meta_archs": [CELL, OTHER],
+        "total_archs": 2,
+        "arch2infos": {
+            index: dict(zip(names, by_epochs.values(), strict=True))
+            if isinstance(by_epochs, dict)
+            else by_epochs
+            for index, by_epochs in architectures.items()
+        },
+        "evaluated_indexes": {0, 1},
+    }
+
+
+def write_pbz2(path, architectures):
+    content = whole(architectures, ("12", "200"))
+    path.write_bytes(bz2.compress(pickled(content, 4)))
+
+
+def write_legacy(path, architectures):
+    sizes = {"short": 2, "int": 4, "long": 4}
+    system = {"protocol_version": 1001, "little_endian": True, "type_sizes": sizes}
+    parts = (0x1950A86A20F9469CFC6C, 1001, system, whole(architectures), ["0"])
+    storage = struct.pack("<qff", 2, 1, 2)
+    path.write_bytes(b"".join(pickled(part, 2) for part in parts) + storage)
+
+
+def write_zip(path, architectures):
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/data.pkl", pickled(whole(architectures), 2))
+        archive.writestr("archive/data/0", struct.pack("<ff", 1, 2))
+        archive.writestr("archive/version", "3\n")
+
+
+WRITERS = {
+    "NATS-tss-v1_0-3ffb9-simple": write_dir,
+    "NATS-tss-v1_0-3ffb9-simple.tar": write_tar,
+    "NATS-tss-v1_0-3ffb9.pickle.pbz2": write_pbz2,
+    "NAS-Bench-201-v1_1-096897.pth": write_legacy,
+    "NAS-Bench-201-v1_1-zip.pth": write_zip,
+}
+official = pytest.mark.parametrize("name", WRITERS)
+
+
+@official
+def test_official_nasbench201(name, tmp_path):
+    # Written in another order than that of the index; cell 1 was trained on CIFAR-10 only.
+    weights = OrderedDict({"conv.weight": Tensor()}) if name.endswith(".pth") else None
+    other, other_means = results(1, OTHER, datasets=("cifar10-valid", "cifar10"))
+    cell, means = results(0, CELL, known=CELL_0, weights=weights)
+    WRITERS[name](tmp_path / name, {1: other, 0: cell})
+    table = tables.load(tmp_path / name)
+
+    assert table.benchmark == "nasbench201"
+    assert table.cells == (CELL, OTHER)
+    assert table.columns == (
+        *("index", "params", "flops"),
+        *(f"{column}_{epochs}" for epochs in (200, 12) for column in COLUMNS),
+    )
+    for row, known in enumerate((means, other_means)):
+        costs = {"index": row, "params": 129_306, "flops": 15_647_370}
+        for column in table.columns:
+            number = (known | costs).get(column, math.nan)
+            got = table.look_up(table.genotype(row), column)
+            assert got == pytest.approx(number, rel=1e-12, nan_ok=True), column
+    assert np.isnan(table.values["c100_val_200"]).tolist() == [False, True]
+
+    # As other sources have it.
+    for column, number in (
+        ("c10_test_200", 85.8633),
+        ("c10valid_val_200", 81.9827),
+        ("c10valid_val_12", 63.364),
+    ):
+        assert table.values[column][0] == pytest.approx(number, abs=1e-4)
+
+    path = tmp_path / "compact.csv"
+    tables.write_csv(table, path)
+    assert_equal(tables.load(path), table)
+
+
+def test_official_columns_without_numbers_and_params_that_disagree(tmp_path):
+    path = tmp_path / "NATS.tar"
+    params = {111: 0.5, 777: 0.7, 888: 0.3, 999: 0.7}
+    write_tar(path, {0: results(0, CELL, datasets=("cifar10",), params=params)[0]})
+    table = tables.load(path)
+    assert table.columns == ("index", "params", "flops", "c10_test_200", "c10_test_12")
+    assert table.values["params"].tolist() == [300_000]
+
+
+@pytest.mark.parametrize("zipped", [False, True])
+def test_pth_of_torch_itself(zipped, tmp_path):
+    torch = pytest.importorskip("torch", reason="no PyTorch")
+    weights = OrderedDict({"w": torch.nn.Parameter(torch.ones(2)), "n": torch.tensor(3)})
+    by_epochs, means = results(0, CELL, weights=weights)
+    path = tmp_path / "NAS-Bench-201-v1_1-096897.pth"
+    torch.save(whole({0: by_epochs}), path, _use_new_zipfile_serialization=zipped)
+    table = tables.load(path)
+    assert table.values["params"].tolist() == [129_306]
+    assert table.values["in16_val_200"][0] == pytest.approx(means["in16_val_200"], rel=1e-12)
+
+
+@pytest.mark.parametrize("name", list(WRITERS)[:2])
+def test_progress(name, tmp_path):
+    path = tmp_path / name
+    WRITERS[name](path, {0: results(0, CELL)[0], 1: results(1, OTHER)[0]})
+    calls = []
+    tables.load(path, on_progress=lambda progress: calls.append((progress.done, progress.total)))
+    assert len(calls) == 2
+    assert all(0 < done <= total for done, total in calls)
+    assert calls == sorted(calls)
+    assert calls[-1][1] == (2 if path.is_dir() else path.stat().st_size)
+
+    def stop(progress):
+        raise KeyError("enough")
+
+    with pytest.raises(KeyError, match="enough"):
+        tables.load(path, on_progress=stop)
+
+
+class Malicious:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.path}",)
+
+
+@official
+def test_a_malicious_pickle_is_refused(name, tmp_path):
+    made = tmp_path / "made"
+    pickle.loads(pickle.dumps(Malicious(made)))
+    assert made.exists()  # it works, so that an unpickler that ran it would be seen
+    made.unlink()
+    by_epochs, _ = results(0, CELL)
+    by_epochs["12"]["all_results"]["cifar10", 777]["latency"] = Malicious(made)
+    WRITERS[name](tmp_path / name, {0: by_epochs})
+    refused(tmp_path / name, "asks for posix.system, which is refused")
+    assert not made.exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "part"),
+    [
+        (Named("builtins", "eval"), "asks for builtins.eval, which is refused"),
+        (Named("collections", "namedtuple"), "asks for collections.namedtuple"),
+        (Named("numpy.core.multiarray", "_reconstruct"), "numpy.core.multiarray._reconstruct"),
+        (Named("torch._utils", "os"), "asks for torch._utils.os"),
+        (Named("torch.os", "systemStorage"), "asks for torch.os.systemStorage"),
+        (Named("collections", "OrderedDict.__init__"), "collections.OrderedDict.__init__"),
+        ([np.float64], "asks for numpy.float64"),
+    ],
+)
+def test_other_globals_are_refused(content, part, tmp_path):
+    write_tar(tmp_path / "NATS.tar", {7: content})
+    refused(tmp_path / "NATS.tar", "architecture 7: ", part)
+
+
+def test_a_scalar_is_a_number(tmp_path):
+    class Objects(Pickler):
+        def reducer_override(self, obj):
+            if isinstance(obj, np.float64):
+                return Named("numpy.core.multiarray", "scalar"), (np.dtype("O"), b"12345678")
+            return super().reducer_override(obj)
+
+    file = io.BytesIO()
+    Objects(file, 4).dump(results(0, CELL)[0])
+    path = tmp_path / "NATS"
+    path.mkdir()
+    (path / "000000.pickle.pbz2").write_bytes(bz2.compress(file.getvalue()))
+    refused(path, "architecture 0: a numpy scalar or array must be of numbers, got the dtype '|O8'")
+
+
+@pytest.mark.parametrize("name", list(WRITERS)[1:])
+def test_cut_off_official_files(name, tmp_path):
+    path = tmp_path / name
+    WRITERS[name](
+        path, {index: results(index, cell)[0] for index, cell in enumerate((CELL, OTHER))}
+    )
+    content = path.read_bytes()
+    end = len(content)
+    if name.endswith("096897.pth"):  # it goes on behind the pickle, with the tensors' numbers
+        end = content.rindex(b"evaluated_indexes")
+    if name.endswith(".tar"):  # it goes on behind the last member, with zeros
+        end = -(len(content.rstrip(b"\0")) // -512) * 512
+    for length in (600, end // 4, end // 2, end * 3 // 4, end - 600):
+        path.write_bytes(content[:length])
+        refused(path)
+    if name.endswith(".tar"):
+        path.write_bytes(content[:end])
+        refused(path, "cut off: a tar archive ends with zeros")
+
+
+@official
+def test_official_files_of_something_else(name, tmp_path):
+    by_epochs, _ = results(0, "64:64:64:64:64")  # the other search space of NATS-Bench
+    WRITERS[name](tmp_path / name, {0: by_epochs})
+    refused(tmp_path / name, "architecture 0: not a NAS-Bench-201 arch_str: '64:64:64:64:64'")
+    by_epochs, _ = results(1, CELL)
+    del by_epochs["200"]["all_results"]
+    path = tmp_path / f"1{name}"
+    WRITERS[name](path, {0: by_epochs})
+    refused(path, "KeyError: 'all_results'")
+    path = tmp_path / f"2{name}"
+    WRITERS[name](path, {0: results(0, CELL)[0], 1: results(0, CELL)[0]})
+    refused(path, "architecture 1: holds the cell of architecture 0 again")
+
+
+# Official files of NAS-Bench-101
+
+
+def crc32c(content):
+    """The checksum of TFRecord files, masked."""
+    crc = 0xFFFFFFFF
+    for byte in content:
+        crc ^= byte
+        for _ in range(8):
+            crc = crc >> 1 ^ (0x82F63B78 if crc & 1 else 0)
+    crc ^= 0xFFFFFFFF
+    return struct.pack("<I", ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF)
+
+
+def varint(value):
+    content = b""
+    while value > 127:
+        content += bytes([value & 127 | 128])
+        value >>= 7
+    return content + bytes([value])
+
+
+def evaluation(epoch, seconds, train, val, test):
+    """The protobuf message EvaluationData."""
+    doubles = (epoch, seconds, train, val, test)
+    content = b"".join(
+        varint(key << 3 | 1) + struct.pack("<d", x) for key, x in enumerate(doubles, start=1)
+    )
+    checkpoint = b"model.ckpt-1"
+    return content + varint(6 << 3 | 2) + varint(len(checkpoint)) + checkpoint
+
+
+def record(cell, epochs, val, test, seconds, params=8_555_530):
+    """One record, with the message ModelMetrics in it."""
+    evaluations = (
+        evaluation(0, 0, 0.1, 0.1, 0.1),
+        evaluation(epochs / 2, seconds / 2, 0.5, 0.4, 0.3),
+        evaluation(epochs, seconds, 1.0, val, test),
+    )
+    metrics = b"".join(varint(1 << 3 | 2) + varint(len(e)) + e for e in evaluations)
+    metrics += varint(2 << 3) + varint(params) + varint(3 << 3 | 1) + struct.pack("<d", 1e4)
+    bits = "".join(str(bit) for row in cell.matrix for bit in row)
+    encoded = base64.b64encode(metrics).decode()
+    fields = [cell.module_hash(), epochs, bits, ",".join(cell.ops), encoded]
+    return json.dumps(fields).encode()
+
+
+def tfrecord(records):
+    return b"".join(
+        (length := struct.pack("<Q", len(content))) + crc32c(length) + content + crc32c(content)
+        for content in records
+    )
+
+
+SMALL = Nasbench101Genotype(matrix=((0, 1), (0, 0)), ops=("input", "output"))
+RECORDS = (
+    record(SPEC, 108, 0.9, 0.8, 100.0),
+    record(SMALL, 108, 0.5, 0.4, 10.0, params=1000),
+    record(SPEC, 108, 0.94, 0.87, 130.0),
+    record(SPEC, 12, 0.7, 0.6, 11.0),
+    record(SPEC, 108, 0.92, 0.82, 100.0),
+)
+
+
+def test_nasbench101_tfrecord(tmp_path):
+    assert crc32c(b"123456789") == struct.pack("<I", 0xC78AB0E5)  # 0xE3069283 before the mask
+    path = tmp_path / "nasbench_full.tfrecord"
+    path.write_bytes(tfrecord(RECORDS))
+    calls = []
+    table = tables.load(
+        path, on_progress=lambda progress: calls.append((progress.done, progress.total))
+    )
+    assert calls[-1] == (path.stat().st_size, path.stat().st_size)
+    assert table.benchmark == "nasbench101"
+    assert len(table) == 2
+    assert table.columns == (
+        *("params", "val_12", "test_12", "train_time_12"),
+        *("val_108", "test_108", "train_time_108"),
+    )
+    expected = {
+        SPEC: (8_555_530, 70, 60, 11, 92, 83, 110),
+        SMALL: (1000, *[math.nan] * 3, 50, 40, 10),
+    }
+    for cell, numbers in expected.items():
+        got = [table.look_up(cell, column) for column in table.columns]
+        assert got == pytest.approx(numbers, rel=1e-12, nan_ok=True)
+    swapped = relabelled(SPEC, random.Random(0))
+    assert swapped != SPEC
+    assert table.index(swapped) == 0
+
+    compact = tmp_path / "compact.csv.gz"
+    tables.write_csv(table, compact)
+    assert_equal(tables.load(compact), table)
+
+
+@pytest.mark.parametrize("where", ["header", "record", "checksum"])
+def test_cut_off_tfrecord(where, tmp_path):
+    path = tmp_path / "nasbench_only108.tfrecord"
+    content = tfrecord(RECORDS)
+    last = len(content) - len(RECORDS[-1]) - 16
+    end = {"header": last + 5, "record": last + 50, "checksum": len(content) - 1}[where]
+    path.write_bytes(content[:end])
+    refused(path, f"cut off, or damaged, at byte {last}")
+
+
+def changed(position, value):
+    fields = json.loads(RECORDS[0])
+    fields[position] = value
+    return json.dumps(fields).encode()
+
+
+@pytest.mark.parametrize(
+    ("content", "part"),
+    [
+        (RECORDS[0][:-1], "record 1: JSONDecodeError"),
+        (changed(4, "AAA"), "record 1: Error: Incorrect padding"),
+        (changed(4, ""), "record 1: not enough values"),
+        (changed(4, base64.b64encode(b"\x12\x7f\x00").decode()), "the metrics are cut off"),
+        (changed(4, base64.b64encode(b"\x80").decode()), "record 1: IndexError"),
+        (
+            changed(4, base64.b64encode(b"\x0d\0\0\0\0").decode()),
+            "record 1: a field of wire type 5",
+        ),
+        (changed(1, "108"), "record 1: TypeError"),
+        (json.dumps([1, 2]).encode(), "record 1: not enough values to unpack"),
+        (record(SPEC, 108, 3.5, 0.8, 1.0), "cell 1: val_108 must be from 0 to 1, got 3.5"),
+    ],
+)
+def test_damaged_tfrecord(content, part, tmp_path):
+    path = tmp_path / "nasbench_only108.tfrecord"
+    path.write_bytes(tfrecord([RECORDS[1], content]))
+    refused(path, part)
+
+
+def test_tfrecord_of_unknown_cells(tmp_path):
+    path = tmp_path / "nasbench_only108.tfrecord"
+    for position, value, part in (
+        (2, "01", "cell 0: 4 ops take an adjacency of 16 bits, got '01'"),
+        (3, "input,conv9x9,maxpool3x3,output", "cell 0: unknown op 'conv9x9'"),
+    ):
+        path.write_bytes(tfrecord([changed(position, value)]))
+        refused(path, part)
+
+
+# Compact files that are wrong
+
+HEAD_101 = "hash,vertices,adjacency,ops,params,val_108\n"
+ROW_101 = 'abc,4,0110000100010000,"input,conv3x3-bn-relu,maxpool3x3,output",5,0.9\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        ("", "begins with '', which is none of a compact csv"),
+        ("a,b\n1,2\n", "begins with 'a,b', which is none of a compact csv"),
+        ("arch_str,x\n", "holds no cell"),
+        ("hash,adjacency,ops\n", "holds no cell"),
+        ("arch_str,x,x\n", "the header names a column twice: arch_str,x,x"),
+        (f"arch_str,x\n{CELL},1\n{OTHER}\n", "line 3 must have 2 values as the header has, got 1"),
+        (f"arch_str,x\n{CELL},1\n\n{OTHER},2\n", "line 3 must have 2 values"),
+        (f"arch_str,x\n{CELL},1\n{OTHER},1.2.3\n", "line 3: x must be a number, got '1.2.3'"),
+        (f"arch_str,x\n{CELL},1\n{OTHER},1\n{CELL},2\n", "line 4: holds the cell of line 2 again"),
+        (f"arch_str,x\n{CELL},1\n{OTHER}|,1\n", "line 3: not a NAS-Bench-201 arch_str"),
+        (f"arch_str,c10_test_200\n{CELL},93\n{OTHER},130\n", "line 3: c10_test_200 must be from 0"),
+        (f"arch_str,c10_test_200\n{CELL},-inf\n", "line 2: c10_test_200 must be from 0 to 100"),
+        (f'arch_str,x\n"{CELL}"y,1\n', "Error: ',' expected after '\"'"),
+        (HEAD_101 + ROW_101.replace("0.9", "x"), "line 2: val_108 must be a number, got 'x'"),
+        (
+            HEAD_101 + ROW_101.replace("0.9", "93.1"),
+            "line 2: val_108 must be from 0 to 1, got 93.1",
+        ),
+        (HEAD_101 + ROW_101.replace("0110", "0112"), "line 2: 4 ops take an adjacency of 16 bits"),
+        (HEAD_101 + ROW_101.replace("0110", "1110"), "line 2: the matrix holds 0 and 1, and no 1"),
+        (HEAD_101 + ROW_101.replace("conv3", "conv5"), "line 2: unknown op 'conv5x3-bn-relu'"),
+        (HEAD_101 + 2 * ROW_101, "line 3: holds the cell of line 2 again"),
+    ],
+)
+def test_wrong_csv(text, part, tmp_path):
+    path = tmp_path / "table.csv"
+    path.write_text(text)
+    refused(path, part)
+
+
+def test_missing_numbers(tmp_path):
+    path = tmp_path / "table.csv"
+    path.write_text(f"\ufeffx,arch_str,y\n,{CELL},1\nnan,{OTHER},2")
+    table = tables.load(path)
+    assert table.columns == ("x", "y")
+    assert np.isnan(table.values["x"]).all()
+    assert table.values["y"].tolist() == [1, 2]
+    assert Nasbench201Genotype(ops=NASBENCH201_OPS[:1] * 6) not in table
+
+
+def test_other_files(tmp_path):
+    refused(tmp_path / "absent.csv", "there is no file", "accepted are a compact csv or csv.gz")
+    refused(tmp_path, "must hold files such as 000000.pickle.pbz2, got none; accepted are")
+    path = tmp_path / "file"
+    path.write_bytes(bytes(range(256)) * 4)
+    refused(path, "which is none of a compact csv")
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("x_train.npy", b"")
+    refused(path, "There is no item named 'data.pkl' in the archive")
+    path.write_bytes(bz2.compress(pickled({"meta_archs": []}, 4)))
+    refused(path, "must hold a dictionary with arch2infos")
+    path.write_bytes(gzip.compress(b"arch_str,x\n" + CELL.encode() + b",1\n")[:-12])
+    refused(path, "EOFError")
