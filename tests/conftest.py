@@ -1,5 +1,6 @@
 """What all tests have in common: JAX's strict settings, double precision, the data's folder."""
 
+import gc
 import os
 
 from xla_flags import known_flags
@@ -17,16 +18,27 @@ import jax
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
+from nasi_jax.report.correlation import correlations
+
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
-# A key that is consumed twice is an error, in flax's own use of keys too.
-jax.config.update("jax_debug_key_reuse", True)
+
+# Tracing allocates so much that collections took 13% of the time of the tests of scores.
+gc.set_threshold(100_000, 20, 50)
 
 
 @pytest.fixture(scope="session", autouse=True)
 def compiled_programs(pytestconfig):
     """Programs of earlier runs of the tests are read, and those of this one kept."""
     with compiled.kept(pytestconfig.cache.mkdir(compiled.NAME)):
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def few_resamples():
+    """Intervals of correlations by 50 resamples where the caller names no number."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(correlations.__kwdefaults__, "num_resamples", 50)
         yield
 
 
@@ -45,6 +57,17 @@ def settings_restored():
         jax.config.update(name, before[name])
     if changed:
         compilation_cache.reset_cache()
+
+
+@pytest.fixture
+def keys_used_once():
+    """A key that is consumed twice is an error, in flax's own use of keys too.
+
+    Looking for it takes a fifth of the time of what is traced, so only tests that run the commands
+    in every space, or draw in every way, ask for this.
+    """
+    with jax.debug_key_reuse(True):
+        yield
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ import oracle
 import pytest
 
 KEPT = json.loads(oracle.FILE.read_text())
+pytestmark = pytest.mark.usefixtures("keys_used_once")
 
 RELATIVE = 1e-5
 """Between machines and between releases of JAX, all in float32."""

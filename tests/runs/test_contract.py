@@ -18,34 +18,40 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-import tiny
+import toy
 from helpers import assert_one_line, held
 
 from nasi_jax import cli, data, runs
-from nasi_jax.cells import parse_genotype
-from nasi_jax.config import RankConfig, ScoreConfig
+from nasi_jax.config import RankConfig, ScoreConfig, SearchConfig
 from nasi_jax.storage import files
 from nasi_jax.training.recipes import TrainConfig
 
 SIZES: dict[str, Any] = {
-    "ops": ("skip_connect", "avg_pool_3x3", "none"),
     "norm": "none",
     "init_channels": 2,
     "num_cells": 1,
     "image_size": 8,
     "batch_size": 4,
-    "num_archs": 4,
-    "proxies": ("grad_norm",),
     "seed": 2,
 }
-SCORE = ScoreConfig(**SIZES)
-RANK = RankConfig(**SIZES, table="table.csv", column="val_200")
+IN_TOY: dict[str, Any] = {**SIZES, "space": "toy:Chains"}
+SCORES: dict[str, Any] = {"num_archs": 4, "proxies": ("grad_norm",)}
+SEARCH = SearchConfig(**IN_TOY, steps=3, penalty=2.0)
+SCORE = ScoreConfig(**IN_TOY, **SCORES)
+OPS = ("skip_connect", "avg_pool_3x3", "none")
+RANK = RankConfig(**SIZES, **SCORES, ops=OPS, table="table.csv", column="val_200")
 TRAIN = TrainConfig(
-    epochs=2, batch_size=500, crop="none", init_channels=2, num_cells=1, image_size=8, seed=3
+    space="toy:Chains",
+    epochs=2,
+    batch_size=500,
+    crop="none",
+    flip=True,
+    init_channels=2,
+    num_cells=1,
+    image_size=8,
+    seed=3,
 )
-GENOTYPE = parse_genotype(
-    "|nor_conv_1x1~0|+|skip_connect~0|avg_pool_3x3~1|+|skip_connect~0|none~1|none~2|"
-)
+GENOTYPE = toy.Chain(("conv", "skip"))
 WORK = ("searching", "scoring", "training")
 """The stages that go on in steps."""
 
@@ -92,9 +98,12 @@ class Case(NamedTuple):
 
 WRONG: tuple[dict[str, Any], ...] = (
     {"batch_size": 5000},
-    {"image_size": 10},
+    {"image_size": 0},
     {"data": "nowhere.npz"},
-    {"num_cells": 0},
+)
+WRONG_OF_A_SPACE: tuple[dict[str, Any], ...] = tuple(
+    {"space": "nasbench201"} | change
+    for change in ({"ops": ("conv",)}, {"image_size": 10}, {"num_cells": 0})
 )
 
 
@@ -111,7 +120,7 @@ TRAINED = ("summary.json", "metrics.csv", "curves.png")
 RANKED = tuple(f"rank.{kind}" for kind in ("csv", "json", "png"))
 CASES = {
     "search": Case(
-        config=tiny.CONFIG,
+        config=SEARCH,
         run=runs.search.search,
         directory=runs.search.run_directory,
         out="run",
@@ -119,7 +128,7 @@ CASES = {
         made=runs.search.FILES,
         early={"config.json", "checkpoint"},
         changed=({"seed": 5, "hard": True}, "the search to resume has seed 2 not 5, hard False"),
-        wrong=(*WRONG, {"ops": ("conv",)}),
+        wrong=(*WRONG, *WRONG_OF_A_SPACE),
         stop=2,
         left=1,
         removed=SEARCHED,
@@ -135,7 +144,7 @@ CASES = {
         made=("scores.csv", "scores.json"),
         early={"scores.json"},
         changed=({"seed": 5, "seeds": 2}, "the scoring to resume has seed 2 not 5, seeds 1 not 2"),
-        wrong=(*WRONG, {"ops": ("conv",)}, {"proxies": ("x",)}, {"genotypes": "nowhere"}),
+        wrong=(*WRONG, *WRONG_OF_A_SPACE, {"proxies": ("x",)}, {"genotypes": "nowhere"}),
         stop=3,  # which is told of before it is written
         left=2,
         removed=("scores.csv",),
@@ -151,7 +160,7 @@ CASES = {
         made=("compare.csv", "compare.json", "compare.png"),
         early={"compare.json"},
         changed=({"seed": 5, "seeds": 2}, "the comparison to resume has seed 2 not 5, seeds 1 not"),
-        wrong=(*WRONG, {"ops": ("conv",)}, {"proxies": ("x",)}),
+        wrong=(*WRONG, *WRONG_OF_A_SPACE, {"proxies": ("x",)}),
         stop=3,
         left=2,
         removed=("compare.png",),
@@ -167,7 +176,7 @@ CASES = {
         made=("scores.csv", "scores.json", *RANKED),
         early={"scores.json"},
         changed=({"seed": 5, "seeds": 2}, "the ranking to resume has seed 2 not 5, seeds 1 not 2"),
-        wrong=(*WRONG, {"ops": ("conv",)}, {"column": "x"}, {"table": "nowhere.csv"}),
+        wrong=(*WRONG, *WRONG_OF_A_SPACE, {"column": "x"}, {"table": "nowhere.csv"}),
         stop=3,
         left=2,
         removed=RANKED,
@@ -218,7 +227,7 @@ def home(tmp_path_factory):
     """A folder that holds the table that is ranked against, and no neural-tangents."""
     folder = tmp_path_factory.mktemp("home")
     lines = ["arch_str,val_200"]
-    for number, cell in enumerate(itertools.product(SIZES["ops"], repeat=6)):
+    for number, cell in enumerate(itertools.product(OPS, repeat=6)):
         a, b, c, d, e, f = cell
         lines.append(f"|{a}~0|+|{b}~0|{c}~1|+|{d}~0|{e}~1|{f}~2|,{number % 97}")
     (folder / "table.csv").write_text("\n".join(lines) + "\n")

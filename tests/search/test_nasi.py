@@ -24,6 +24,8 @@ from nasi_jax.search import (
 )
 from nasi_jax.types import Derivative, NetworkSpec
 
+pytestmark = pytest.mark.usefixtures("keys_used_once")
+
 NUM_STEPS = 4
 SPACES = {
     "toy": Toy(),

@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 from typing import get_args
 
 import chex
@@ -64,11 +65,24 @@ def batch(seed=0, size=8):
     return jnp.asarray(pixels), jnp.asarray(generator.integers(0, 3, 8), jnp.int32)
 
 
-def steps_of(genotype, config, num_steps=2, algorithm=None):
+@functools.cache
+def compiled(genotype, config):
+    """The trainer; its functions are compiled once for all tests."""
+    training = trainer(genotype, config, IMAGES)
+    jitted = {name: jax.jit(getattr(training, name)) for name in ("init", "step", "evaluate")}
+    return training._replace(**jitted)
+
+
+@functools.cache
+def first_state(genotype):
+    """Which takes nothing from the settings that tests change."""
+    return compiled(genotype, DARTS if genotype is CELLS else PLAIN).init(jax.random.key(1))
+
+
+@functools.cache
+def steps_of(genotype, config, num_steps=2):
     """The state after some steps, and the scores of all."""
-    algorithm = algorithm or trainer(genotype, config, IMAGES)
-    state, step = jax.jit(algorithm.init)(jax.random.key(1)), jax.jit(algorithm.step)
-    scores = []
+    state, step, scores = first_state(genotype), compiled(genotype, config).step, []
     for index in range(num_steps):
         state, score = step(KEY, state, *batch(index, config.image_size))
         scores.append(score)
@@ -158,10 +172,9 @@ def one_by_hand(config, state, raw, labels, network):
     ],
 )
 def test_step_is_that_written_out(genotype, config):
-    algorithm = trainer(genotype, config, IMAGES)
-    state = jax.jit(algorithm.init)(jax.random.key(1))
+    algorithm, state = compiled(genotype, config), first_state(genotype)
     raw, labels = batch()
-    new, score = jax.jit(algorithm.step)(KEY, state, raw, labels)
+    new, score = algorithm.step(KEY, state, raw, labels)
     gradient, (loss, logits, stats) = jax.jit(one_by_hand, static_argnums=(0, 4))(
         config, state, raw, labels, algorithm.network
     )
@@ -177,8 +190,7 @@ def test_step_is_that_written_out(genotype, config):
 
 
 def test_statistics_begin_as_those_of_normalized_images():
-    state = jax.jit(trainer(ARCH, PLAIN, IMAGES).init)(KEY)
-    for path, leaf in jax.tree.leaves_with_path(state.batch_stats):
+    for path, leaf in jax.tree.leaves_with_path(first_state(ARCH).batch_stats):
         np.testing.assert_array_equal(leaf, np.full(leaf.shape, path[-1].key == "variance"))
 
 
@@ -188,12 +200,11 @@ def test_micro_batches_change_nothing(genotype, config):
     whole = dataclasses.replace(config, norm_group=4, flip=True, cutout=4, image_size=16)
     parts = dataclasses.replace(whole, micro_batches=2)
     ungrouped = dataclasses.replace(whole, norm_group=None)
-    state = jax.jit(trainer(genotype, whole, IMAGES).init)(jax.random.key(1))
     # In the last epoch, where drop-path is at its strongest.
-    state = state._replace(step=jnp.int32(6))
+    state = first_state(genotype)._replace(step=jnp.int32(6))
     states, scores = zip(
         *(
-            jax.jit(trainer(genotype, each, IMAGES).step)(KEY, state, *batch(size=16))
+            compiled(genotype, each).step(KEY, state, *batch(size=16))
             for each in (whole, parts, ungrouped)
         ),
         strict=True,
@@ -217,9 +228,8 @@ def test_remat_changes_nothing(genotype, config):
     expected, _ = steps_of(genotype, config)
     found, _ = steps_of(genotype, dataclasses.replace(config, remat=True))
     chex.assert_trees_all_close(found, expected, rtol=1e-4, atol=1e-6)
-    step = trainer(genotype, dataclasses.replace(config, remat=True), IMAGES).step
-    shapes = jax.eval_shape(trainer(genotype, config, IMAGES).init, KEY)
-    assert "prevent_cse" in str(jax.make_jaxpr(step)(KEY, shapes, *batch()))
+    step = compiled(genotype, dataclasses.replace(config, remat=True)).step
+    assert "prevent_cse" in str(jax.make_jaxpr(step)(KEY, first_state(genotype), *batch()))
 
 
 def test_bfloat16_trains_close_to_float32():
@@ -231,9 +241,10 @@ def test_bfloat16_trains_close_to_float32():
     assert other.loss != score.loss
 
 
+@pytest.mark.usefixtures("keys_used_once")
 def test_steps_differ_in_their_random_numbers():
-    algorithm = trainer(ARCH, dataclasses.replace(PLAIN, crop="pad", flip=True), IMAGES)
-    state, step = jax.jit(algorithm.init)(jax.random.key(1)), jax.jit(algorithm.step)
+    state = first_state(ARCH)
+    step = compiled(ARCH, dataclasses.replace(PLAIN, crop="pad", flip=True)).step
     raw, labels = batch()
     losses = [
         float(step(KEY, state._replace(step=jnp.int32(index)), raw, labels)[1].loss)
@@ -262,10 +273,8 @@ def test_cutout_blanks_to_the_mean():
 
 def test_resized_crops_are_of_the_size_of_the_network():
     config = dataclasses.replace(PLAIN, crop="resized")
-    algorithm = trainer(ARCH, config, IMAGES)
-    state = jax.jit(algorithm.init)(KEY)
     raw, labels = batch(size=12)
-    _, score = jax.jit(algorithm.step)(KEY, state, raw, labels)
+    _, score = compiled(ARCH, config).step(KEY, first_state(ARCH), raw, labels)
     assert np.isfinite(score.loss)
     middle = prepared(raw, config, IMAGES)
     expected = (np.asarray(raw[:, 2:10, 2:10], np.float32) - IMAGES.mean) / IMAGES.std
@@ -273,15 +282,14 @@ def test_resized_crops_are_of_the_size_of_the_network():
 
 
 def test_evaluate_uses_running_statistics_and_weights():
-    algorithm = trainer(ARCH, PLAIN, IMAGES)
-    state, _ = steps_of(ARCH, PLAIN, 2, algorithm)
+    algorithm = compiled(ARCH, PLAIN)
+    state, _ = steps_of(ARCH, PLAIN)
     raw, labels = batch(5)
     weights = jnp.arange(8, dtype=jnp.float32) % 3
-    score = jax.jit(algorithm.evaluate)(state, raw, labels, weights)
+    score = algorithm.evaluate(state, raw, labels, weights)
     variables = {"params": state.params, "batch_stats": state.batch_stats}
-    alone = [
-        algorithm.network.apply(variables, prepared(each[None], PLAIN, IMAGES)) for each in raw
-    ]
+    apply = jax.jit(algorithm.network.apply)
+    alone = [apply(variables, prepared(each[None], PLAIN, IMAGES)) for each in raw]
     logits = np.concatenate(alone)
     losses = -np.asarray(jax.nn.log_softmax(logits))[np.arange(8), labels]
     np.testing.assert_allclose(score.loss, np.dot(weights, losses), rtol=1e-4)
@@ -292,12 +300,11 @@ def test_evaluate_uses_running_statistics_and_weights():
 # Drop-path and the auxiliary head
 
 
-def darts_network(**settings):
-    network = network_of(CELLS, dataclasses.replace(DARTS, **settings), 3)
+def darts_network():
+    state = first_state(CELLS)
+    variables = {"params": state.params, "batch_stats": state.batch_stats}
     inputs = jnp.asarray(np.random.default_rng(0).normal(size=(400, 8, 8, 3)), jnp.float32)
-    variables = jax.jit(network.init)(jax.random.key(0), inputs[:2])
-    kept = {name: variables[name] for name in ("params", "batch_stats")}
-    return network, kept, inputs
+    return network_of(CELLS, DARTS, 3), variables, inputs
 
 
 def test_drop_path_leaves_out_operations_but_identities():
@@ -353,19 +360,19 @@ def test_drop_path_keeps_the_mean_and_the_share():
 
 def test_drop_path_grows_with_the_epochs():
     """Rate 0 in the first epoch, of two steps; then a share of what the end has."""
-    config = dataclasses.replace(DARTS, drop_path=0.9)
     without = dataclasses.replace(DARTS, drop_path=0.0)
-    first, _ = steps_of(CELLS, config, 2)
-    same, _ = steps_of(CELLS, without, 2)
+    first, _ = steps_of(CELLS, DARTS)
+    same, _ = steps_of(CELLS, without)
     chex.assert_trees_all_close(first.params, same.params, rtol=1e-4, atol=1e-6)
     raw, labels = batch(2)
     losses = [
-        float(jax.jit(trainer(CELLS, each, IMAGES).step)(KEY, first, raw, labels)[1].loss)
-        for each in (config, without)
+        float(compiled(CELLS, each).step(KEY, first, raw, labels)[1].loss)
+        for each in (DARTS, without)
     ]
     assert losses[0] != pytest.approx(losses[1], rel=1e-4)
 
 
+@pytest.mark.usefixtures("keys_used_once")
 def test_parts_of_a_batch_are_dropped_as_in_the_whole():
     network, variables, inputs = darts_network()
     keys = jax.random.split(jax.random.key(1), 8)
@@ -435,8 +442,8 @@ def test_training_agrees_with_pytorch(tmp_path, genotype, config):
     config = dataclasses.replace(
         config, auxiliary_weight=0.0, drop_path=0.0, nesterov=True, clip=2.0, learning_rate=0.05
     )
-    algorithm = trainer(genotype, config, IMAGES)
-    state = jax.jit(algorithm.init)(jax.random.key(1))
+    algorithm = compiled(genotype, config)
+    state = algorithm.init(jax.random.key(1))
     sizes = {"init_channels": config.init_channels, "num_cells": num_cells_of(genotype, config)}
     source = export.module_source(
         genotype, "torch", num_classes=3, **({} if genotype is SPEC else sizes)
@@ -455,7 +462,6 @@ def test_training_agrees_with_pytorch(tmp_path, genotype, config):
     optimizer = torch.optim.SGD(
         network.parameters(), lr=1.0, momentum=0.9, weight_decay=0.1, nesterov=True
     )
-    step = jax.jit(algorithm.step)
     for index in range(3):
         raw, labels = batch(index)
         inputs = np.array(prepared(raw, config, IMAGES)).transpose(0, 3, 1, 2)
@@ -467,7 +473,7 @@ def test_training_agrees_with_pytorch(tmp_path, genotype, config):
         loss.backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 2.0)
         optimizer.step()
-        state, score = step(KEY, state, raw, labels)
+        state, score = algorithm.step(KEY, state, raw, labels)
         np.testing.assert_allclose(score.loss / 8, loss.item(), rtol=1e-3)
     found = {name: value.numpy() for name, value in network.state_dict().items()}
     for name, expected in weights(state).items():
