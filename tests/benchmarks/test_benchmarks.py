@@ -17,18 +17,6 @@ from nasi_jax.report.figures import save
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """Runs a benchmark in this process, and returns what it prints."""
-
-    def run(name, *arguments):
-        monkeypatch.setattr(sys, "argv", [f"{name}.py", *map(str, arguments)])
-        importlib.import_module(name).main()
-        return capsys.readouterr().out
-
-    return run
-
-
 def test_agnosticism(run, tmp_path):
     assert run("agnosticism", "--smoke", "--out", tmp_path).count("Pearson") == 2
     record = json.loads((tmp_path / "agnosticism.json").read_text())

@@ -1,14 +1,11 @@
 """Estimates of what a partial table lacks: close where they can be, and honest of their error."""
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
+import estimates
 import jax
 import numpy as np
 import pytest
-import selection
 from estimates import Reader, path_counts
 
 from nasi_jax import parse_genotype, tables
@@ -83,31 +80,29 @@ def test_other_benchmarks_are_only_looked_up(tmp_path):
     assert reader.error(SPACE) is None
 
 
-def test_a_study_with_gaps(tmp_path, cells):
-    columns = ["val_108", "val_108, gaps estimated"]
+@pytest.fixture
+def study(tmp_path, cells, monkeypatch):
+    """What the studies are given."""
+    monkeypatch.setattr(estimates, "NUM_DRAWS", 300)
     table(tmp_path / "table.csv", cells, linear)
-    command = [
-        *(sys.executable, Path(selection.__file__), "--smoke", "--space", SPACE.name),
-        *("--table", tmp_path / "table.csv", "--column", "val_108", "--out", tmp_path),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    named = ("--table", tmp_path / "table.csv", "--column", "val_108", "--out", tmp_path)
+    return ("--smoke", "--space", SPACE.name, *named)
+
+
+def test_a_study_with_gaps(run, study, tmp_path):
+    columns = ["val_108", "val_108, gaps estimated"]
+    printed = run("selection", *study)
     record = json.loads((tmp_path / "selection.json").read_text())
     assert [list(row) for row in record["rows"].values()] == [columns] * 5
     filled = [row[columns[1]] for row in record["rows"].values()]
     assert all(row["found"] == row["of"] for row in filled)
     chosen = [100 * linear(parse_genotype(text).prune()) for text in record["selected"]]
     assert [each[-1] for each in record["accuracies"]] == pytest.approx(chosen, abs=1)
-    assert f"estimates of {record['error of the estimates']['cells']} cells" in done.stdout
+    assert f"estimates of {record['error of the estimates']['cells']} cells" in printed
 
 
-def test_ablations_with_gaps(tmp_path, cells):
-    table(tmp_path / "table.csv", cells, linear)
-    command = [
-        *(sys.executable, Path(selection.__file__).with_name("ablations.py"), "--smoke"),
-        *("--space", SPACE.name, "--table", tmp_path / "table.csv", "--column", "val_108"),
-        *("--out", tmp_path),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+def test_ablations_with_gaps(run, study, tmp_path):
+    printed = run("ablations", *study)
     record = json.loads((tmp_path / "ablations.json").read_text())
     for name, row in record["rows"].items():
         assert list(row) == ["val_108", "val_108, gaps estimated"]
@@ -115,4 +110,4 @@ def test_ablations_with_gaps(tmp_path, cells):
         filled = row["val_108, gaps estimated"]
         assert filled["found"] == filled["of"] == 2
         assert filled["mean"] == pytest.approx(np.mean(chosen), abs=1)
-    assert f"estimates of {record['error of the estimates']['cells']} cells" in done.stdout
+    assert f"estimates of {record['error of the estimates']['cells']} cells" in printed

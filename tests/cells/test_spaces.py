@@ -240,8 +240,8 @@ def test_samples_cover_the_space_evenly(name):
 def test_supernet_with_one_hot_weights_is_the_network(name, x64):
     """In float64: float32 differed by 2e-5, as batch statistics of few places amplify it."""
     space = small(name)
-    genotypes = samples(space, 20)
-    assert len(set(genotypes)) == 20
+    genotypes = samples(space, 8)
+    assert len(set(genotypes)) == 8
     for genotype in genotypes:
         assert_supernet_is_network(space, genotype, dtype=jnp.float64, tolerance=1e-10)
 
@@ -398,7 +398,7 @@ def test_good_fields():
 def test_parameters_of_nasbench201_networks(data_file):
     with open(data_file("nasbench201_cifar10.csv")) as file:
         rows = [(row["arch_str"], int(row["params"])) for row in csv.DictReader(file)]
-    chosen = np.random.default_rng(0).choice(len(rows), 50, replace=False)
+    chosen = np.random.default_rng(0).choice(len(rows), 30, replace=False)
     ordered = sorted(rows, key=lambda row: row[1])
     space = SEARCH_SPACES["nasbench201"]
     for text, params in [ordered[0], ordered[-1], *(rows[index] for index in chosen)]:
@@ -436,7 +436,7 @@ def test_parameters_of_nasbench101_networks(nasbench101):
     (1,011 of its 30,001 rows, all with three such vertices), so there some order must fit.
     """
     space = SEARCH_SPACES["nasbench1shot1-1"]
-    for index in np.random.default_rng(0).choice(len(nasbench101), 40, replace=False):
+    for index in np.random.default_rng(0).choice(len(nasbench101), 20, replace=False):
         row = nasbench101[index]
         genotype = nasbench101_cell(row)
         joined = [vertex for vertex in genotype.parents(len(genotype.ops) - 1) if vertex > 0]
@@ -735,13 +735,15 @@ def test_hashes_agree_with_nasbench101(nasbench101, number):
 def test_bfloat16_activations(name):
     """Close to float32, with parameters, logits and gradients of parameters in float32."""
     space = small(name, init_channels=4)
-    weights = some_weights(space)
+    weights, key = some_weights(space), jax.random.key(0)
     reference = space.supernet(10)
     supernet = space.supernet(10, NetworkSpec(dtype=jnp.bfloat16))
-    variables, others = (
-        jax.jit(net.init)(jax.random.key(0), INPUTS, weights) for net in (supernet, reference)
-    )
-    chex.assert_trees_all_equal(variables, others)
+    if name == "nasbench201":
+        inits = (jax.jit(net.init)(key, INPUTS, weights) for net in (supernet, reference))
+        variables, others = inits
+        chex.assert_trees_all_equal(variables, others)
+    shapes = jax.eval_shape(supernet.init, key, INPUTS, weights)
+    variables = filled(shapes, jnp.float32)
 
     def loss(net):
         def of(variables):

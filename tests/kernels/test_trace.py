@@ -268,11 +268,11 @@ def test_derivative_is_the_limit_of_differences_in_alpha(name, norm):
 @pytest.mark.parametrize("derivative", get_args(Derivative))
 @pytest.mark.parametrize("norm", ["frozen", "none"])
 def test_micro_batches_change_nothing(norm, derivative, x64):
-    space = search_space("nasbench201", init_channels=2, num_cells=1)
+    space = search_space("nasbench201", init_channels=2, num_cells=1, ops=NASBENCH201_OPS)
     supernet = space.supernet(4, NetworkSpec(norm=norm, param_dtype=jnp.float64))
     inputs = jax.random.normal(jax.random.key(0), (6, 8, 8, 3), jnp.float64)
     batch = Batch(inputs, jnp.array([0, 1, 2, 3, 0, 1]))
-    alpha = {"cell": jax.random.uniform(jax.random.key(1), (6, 5), jnp.float64)}
+    alpha = {"cell": jax.random.uniform(jax.random.key(1), (6, 3), jnp.float64)}
     params = supernet.init(jax.random.key(2), inputs, alpha)["params"]
 
     def trace(alpha, num_micro_batches):
