@@ -424,8 +424,8 @@ class Show:
             sys.stdout.write(content.decode())
 
 
-@dataclass(frozen=True)
-class Resume:
+@dataclass(frozen=True, kw_only=True)
+class Resume(Compiling):
     """Go on with a search, a training, scores, a comparison or a ranking, with its own settings.
 
     Does what the command does that began the run, with --resume and every setting as it was.
@@ -433,8 +433,6 @@ class Resume:
 
     path: tyro.conf.Positional[Path]
     """Output directory of the run, or the .csv file of scores."""
-    no_cache: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Compile everything anew, and keep nothing of it in the user's cache folder."""
 
     def command(self) -> _Run:
         """The command that began the run."""
