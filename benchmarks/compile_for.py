@@ -8,7 +8,8 @@ Expected:  a row for each program and none that failed or aborted; exit status 1
 The programs, which `--only` chooses by name or by the first parts of a name:
 
 search/SPACE, search/SPACE/init: a step of `nasi search` and the draw of its first state, with the
-paper's settings (of NAS-Bench-201, for which it states none, the defaults).
+paper's settings (of NAS-Bench-201, for which it states none, the defaults); with
+`--samples-per-step K`, K steps in one call.
 score/SPACE/PROXY, score/SPACE/init: the scores of one cell as `nasi score --proxies PROXY` computes
 them, num_params and flops beside it, and the draw of the supernet's parameters; the defaults.
 train/RECIPE, train/RECIPE/evaluate, train/RECIPE/init: a training step of `nasi train`, the test of
@@ -121,6 +122,8 @@ class Config:
     """Names of programs, or first parts of them, such as search/darts score; all if not given."""
     smoke: bool = False
     """The smallest sizes, for tests."""
+    samples_per_step: int = 1
+    """How many samples a search takes in one call."""
     json: Path | None = None
     """A file for a list with a record of each program."""
     loops: int = 0
@@ -153,11 +156,12 @@ class Failed(Exception):
     """A process that did not do what it was for, and why."""
 
 
-def programs(smoke: bool) -> dict[str, Callable[[], Program]]:
+def programs(smoke: bool, samples_per_step: int = 1) -> dict[str, Callable[[], Program]]:
     """All programs by name, each made when it is called for."""
     found: dict[str, Callable[[], Program]] = {}
     for space in SEARCH_SPACES:
-        search = SearchConfig(space=space, **SEARCHES[space]).resolved()
+        settings = {**SEARCHES[space], "samples_per_step": samples_per_step}
+        search = SearchConfig(space=space, **settings).resolved()
         if smoke:
             search = replace(search, **SMALLEST[space])
         found[f"search/{space}"] = functools.partial(search_step, search)
@@ -216,11 +220,19 @@ def search_init(config: ResolvedSearch) -> Program:
 
 
 def search_step(config: ResolvedSearch) -> Program:
-    """A step of a search, of a resolved configuration."""
+    """A step of a search, or several in one call, of a resolved configuration."""
     init, (key, batch), precision, _ = search_init(config)
     _, algorithm = build(config, NUM_CLASSES)
     state = jax.eval_shape(init, key, batch)
-    return Program(jax.jit(algorithm.step, donate_argnums=1), (key, state, batch), precision)
+    number = config.samples_per_step
+    if number == 1:
+        return Program(jax.jit(algorithm.step, donate_argnums=1), (key, state, batch), precision)
+    keys, batches = jax.eval_shape(
+        lambda *leaves: jax.tree.map(lambda leaf: jnp.stack(number * [leaf]), leaves), key, batch
+    )
+    count = jax.ShapeDtypeStruct((), jnp.int32)
+    steps = jax.jit(algorithm.steps, donate_argnums=1)
+    return Program(steps, (keys, state, batches, count), precision, number)
 
 
 def score_init(config: ScoreConfig) -> Program:
@@ -292,10 +304,10 @@ def predict(config: TrainConfig) -> Program:
     return Program(function, arguments, config.matmul_precision, AT_ONCE)
 
 
-def compiled(target: str, name: str, smoke: bool) -> Compiled:
+def compiled(target: str, name: str, smoke: bool, samples_per_step: int) -> Compiled:
     """A program compiled, in the process that calls it."""
     cache.turn_off()
-    program = programs(smoke)[name]()
+    program = programs(smoke, samples_per_step)[name]()
     with jax.default_matmul_precision(program.matmul_precision):
         return compile_for(
             target, program.function, *program.arguments, name=name, samples=program.samples
@@ -371,7 +383,8 @@ def reason_of(log: str, exit_code: int | None) -> str:
 def outcome_of(config: Config, name: str) -> Outcome:
     """Compiles a program in a process of its own."""
     try:
-        return Outcome(name, isolated(config.limit, compiled, config.target, name, config.smoke))
+        arguments = (config.target, name, config.smoke, config.samples_per_step)
+        return Outcome(name, isolated(config.limit, compiled, *arguments))
     except Failed as failure:
         return Outcome(name, error=str(failure))
 

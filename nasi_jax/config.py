@@ -226,6 +226,9 @@ class SearchConfig(Step, Network, Images, Supernet):
       hard: one-hot samples with the straight-through gradient, in place of soft ones.
       redraw: whether every step draws parameters theta_0 of its own; the paper has one for all.
       radius: xi, the bound on the norm of the step that alpha takes.
+      samples_per_step: how many of the T steps to take in one call of the device, each with an
+        architecture and a mini-batch of its own; 0 for as many as fit into its memory (1 on a CPU).
+        Changes the result by rounding only, and takes that many times the memory.
       loss: the softmax cross-entropy, or the squared error against one-hot labels.
       derivative: in either mode over the reverse mode: two ways to the same gradient.
 
@@ -245,6 +248,7 @@ class SearchConfig(Step, Network, Images, Supernet):
     hard: bool = False
     redraw: bool | None = None
     radius: Scale = 1.0
+    samples_per_step: Annotated[int, Field(ge=0, le=1000)] = 1
     loss: Loss = "cross_entropy"
     derivative: Derivative | None = None
 

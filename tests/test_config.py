@@ -66,6 +66,7 @@ EXPLICIT = {
     "hard": True,
     "redraw": True,
     "radius": 2.0,
+    "samples_per_step": 4,
     "norm": "frozen",
     "init": "pytorch",
     "loss": "mse",

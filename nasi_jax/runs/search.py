@@ -66,7 +66,8 @@ _SECONDS_BETWEEN_CHECKPOINTS = 5.0
 
 def run_directory(out: Path) -> RunDirectory:
     """The run directory of a search."""
-    return RunDirectory(out, "search", FILES)
+    added = {"matmul_precision": "default", "samples_per_step": 1}
+    return RunDirectory(out, "search", FILES, added=added)
 
 
 def space_of(config: Config) -> SearchSpace:
@@ -218,6 +219,7 @@ def search(
             algorithm,
             batches,
             steps,
+            samples_per_step=config.samples_per_step,
             start=start,
             on_stage=on_stage,
             on_step=on_step,

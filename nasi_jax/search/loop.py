@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from nasi_jax.search.nasi import SearchAlgorithm, SearchInfo, SearchState
@@ -14,6 +16,10 @@ from nasi_jax.types import Batch
 
 Batches = Callable[[int], Batch]
 """Maps the index of a step, from 0, to its mini-batch."""
+
+
+_SHARE_OF_MEMORY = 0.8
+_MOST_SAMPLES = 32
 
 
 class Run(NamedTuple):
@@ -38,6 +44,7 @@ def run(
     batches: Batches,
     num_steps: int,
     *,
+    samples_per_step: int = 1,
     start: Run | None = None,
     on_stage: Callable[[str], None] | None = None,
     on_step: Callable[[Run], None] | None = None,
@@ -52,10 +59,13 @@ def run(
       algorithm: the search. Its step is compiled once, and takes over the memory of its state.
       batches: the mini-batches.
       num_steps: T.
+      samples_per_step: K, how many steps to take in one call; each keeps its own key and
+        mini-batch, so the result is the same but for rounding. 0 for as many as fit into the
+        device's memory, at most 32; 1 where the device does not tell of its memory.
       start: the run to go on with; from the beginning if not given. Its state is used up.
       on_stage: called with "compiling" before anything is compiled and "compiled" after it, unless
         no step is left to do.
-      on_step: called with the run so far after each step. Its state is used up by the next one:
+      on_step: called with the run so far after each call. Its state is used up by the next one:
         copy what is to be kept.
 
     Returns:
@@ -75,28 +85,88 @@ def run(
     else:
         state, seconds = start.state, list(start.step_seconds)
         infos = [jax.tree.map(lambda leaf, t=t: leaf[t], start.info) for t in range(len(seconds))]
-    jitted = jax.jit(algorithm.step, donate_argnums=1)
-    step = jitted.lower(_step_key(key, len(infos)), state, batches(len(infos))).compile()
+    steps_left = range(len(infos), num_steps)
+    call, together = _compiled(key, algorithm, state, batches, samples_per_step, steps_left)
     compile_seconds = time.perf_counter() - begin
     if on_stage is not None:
         on_stage("compiled")
-    for index in range(len(infos), num_steps):
-        begin = time.perf_counter()
-        state, info = step(_step_key(key, index), state, batches(index))
-        info = jax.device_get(info)
-        seconds.append(time.perf_counter() - begin)
-        if not np.isfinite(info.trace) or not np.isfinite(info.gradient_norm):
-            raise FloatingPointError(
-                f"at step {index + 1} the trace is {info.trace} and the norm of its gradient "
-                f"{info.gradient_norm}"
-            )
-        infos.append(info)
+    while len(infos) < num_steps:
+        begin, first = time.perf_counter(), len(infos)
+        count = min(together, num_steps - first)
+        state, found = call(state, first, count)
+        found = jax.device_get(found)
+        seconds += count * [(time.perf_counter() - begin) / count]
+        for index in range(count):
+            info = jax.tree.map(lambda leaf, index=index: leaf[index], found)
+            if not np.isfinite(info.trace) or not np.isfinite(info.gradient_norm):
+                raise FloatingPointError(
+                    f"at step {first + index + 1} the trace is {info.trace} and the norm of its "
+                    f"gradient {info.gradient_norm}"
+                )
+            infos.append(info)
         if on_step is not None:
             on_step(Run(state, _stacked(infos), np.array(seconds), compile_seconds))
     return Run(state, _stacked(infos), np.array(seconds), compile_seconds)
 
 
-def _step_key(key: jax.Array, index: int) -> jax.Array:
+_Call = Callable[[SearchState, int, int], tuple[SearchState, SearchInfo]]
+"""`(state, first, count) -> (state, info [K, ...])`: so many steps from the first on."""
+
+
+def _compiled(
+    key: jax.Array,
+    algorithm: SearchAlgorithm,
+    state: SearchState,
+    batches: Batches,
+    samples_per_step: int,
+    steps: range,
+) -> tuple[_Call, int]:
+    """Compiles the steps that are left: the program, and how many steps a call takes."""
+
+    @functools.cache
+    def single() -> jax.stages.Compiled:
+        step = jax.jit(algorithm.step, donate_argnums=1)
+        return step.lower(_step_key(key, steps.start), state, batches(steps.start)).compile()
+
+    together = min(samples_per_step or _number_that_fits(single()), len(steps))
+    if together == 1:
+        program = single()
+
+        def call_one(state: SearchState, first: int, count: int) -> tuple[SearchState, SearchInfo]:
+            del count
+            state, info = program(_step_key(key, first), state, batches(first))
+            return state, jax.tree.map(lambda leaf: leaf[None], info)
+
+        return call_one, 1
+
+    def arguments(first: int, count: int) -> tuple[jax.Array, Batch]:
+        """Of the steps from the first on, the last one over and over behind them."""
+        indices = [first + min(index, count - 1) for index in range(together)]
+        keys = jax.vmap(functools.partial(_step_key, key))(jnp.array(indices))
+        return keys, jax.tree.map(lambda *leaves: jnp.stack(leaves), *map(batches, indices))
+
+    keys, examples = arguments(steps.start, 1)
+    step = jax.jit(algorithm.steps, donate_argnums=1)
+    several = step.lower(keys, state, examples, together).compile()
+
+    def call_several(state: SearchState, first: int, count: int) -> tuple[SearchState, SearchInfo]:
+        keys, examples = arguments(first, count)
+        return several(keys, state, examples, count)
+
+    return call_several, together
+
+
+def _number_that_fits(program: jax.stages.Compiled) -> int:
+    """How many samples fit into the device's memory, by what one takes; 1 if it is not known."""
+    memory, needed = jax.local_devices()[0].memory_stats(), program.memory_analysis()
+    if memory is None or "bytes_limit" not in memory or needed is None:
+        return 1
+    free = memory["bytes_limit"] - memory["bytes_in_use"]
+    each = max(1, needed.temp_size_in_bytes)
+    return int(np.clip(_SHARE_OF_MEMORY * free // each, 1, _MOST_SAMPLES))
+
+
+def _step_key(key: jax.Array, index: jax.Array | int) -> jax.Array:
     return jax.random.fold_in(key, index + 1)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -65,10 +66,17 @@ class SearchAlgorithm(NamedTuple):
     Attributes:
       init: `(key, batch) -> SearchState`.
       step: `(key, state, batch) -> (SearchState, SearchInfo)`.
+      steps: `(keys [K], state, batches [K, B, ...], count) -> (SearchState, SearchInfo [K, ...])`:
+        the first `count` of K steps in one program, whose samples are taken together. The result
+        is that of `step` one after another, but for rounding. Rows of the info from `count` on
+        mean nothing.
     """
 
     init: Callable[[jax.Array, Batch], SearchState]
     step: Callable[[jax.Array, SearchState, Batch], tuple[SearchState, SearchInfo]]
+    steps: Callable[
+        [jax.Array, SearchState, Batch, jax.Array | int], tuple[SearchState, SearchInfo]
+    ]
 
 
 def normalize_by_max_norm() -> optax.GradientTransformation:
@@ -141,7 +149,7 @@ def nasi(
         the dtype of activations.
 
     Returns:
-      The search as `init(key, batch)` and `step(key, state, batch)`.
+      The search as `init(key, batch)`, `step(key, state, batch)`, and several steps at a time.
     """
     rule = adaptive(500.0) if constraint is None else constraint
     supernet = space.supernet(num_classes, spec)
@@ -195,23 +203,55 @@ def nasi(
             alpha, params, optimizer.init(alpha), rule.init(sample_traces), reference
         )
 
-    def step_fn(key: jax.Array, state: SearchState, batch: Batch) -> tuple[SearchState, SearchInfo]:
-        nu = state.constraint.nu
+    def sample(key: jax.Array, state: SearchState, batch: Batch) -> tuple[jax.Array, Alpha]:
+        """x of an architecture and its derivative in alpha, which no other sample changes."""
         alpha = state.alpha if move_alpha else space.init_alpha()
         key, params = drawn(key, alpha, state.params, batch)
+        return jax.value_and_grad(trace_of, argnums=1)(key, alpha, params, batch, state.reference)
 
-        def loss(alpha: Alpha) -> tuple[jax.Array, jax.Array]:
-            trace = trace_of(key, alpha, params, batch, state.reference)
-            return -penalized(trace, nu, penalty), trace
-
-        (negative, trace), gradient = jax.value_and_grad(loss, has_aux=True)(alpha)
+    def ascend(
+        state: SearchState, trace: jax.Array, slope: Alpha
+    ) -> tuple[SearchState, SearchInfo]:
+        """Moves alpha by the gradient of R, which follows from nu and the derivative of x."""
+        nu = state.constraint.nu
+        objective, rate = jax.value_and_grad(penalized)(trace, nu, penalty)
+        gradient = jax.tree.map(lambda leaf: -rate * leaf, slope)
         update, opt_state = optimizer.update(gradient, state.opt_state, state.alpha)
-        moved = optax.apply_updates(state.alpha, update)
-        info = SearchInfo(trace, nu, -negative, optax.tree.norm(gradient), update)
-        constraint_state = rule.update(state.constraint, trace)
-        return (
-            SearchState(moved, state.params, opt_state, constraint_state, state.reference),
-            info,
+        info = SearchInfo(trace, nu, objective, optax.tree.norm(gradient), update)
+        moved = state._replace(
+            alpha=optax.apply_updates(state.alpha, update),
+            opt_state=opt_state,
+            constraint=rule.update(state.constraint, trace),
         )
+        return moved, info
 
-    return SearchAlgorithm(init_fn, step_fn)
+    def step_fn(key: jax.Array, state: SearchState, batch: Batch) -> tuple[SearchState, SearchInfo]:
+        return ascend(state, *sample(key, state, batch))
+
+    def steps_fn(
+        keys: jax.Array, state: SearchState, batches: Batch, count: jax.Array | int
+    ) -> tuple[SearchState, SearchInfo]:
+        if move_alpha:
+            raise ValueError("several samples in one call need a fixed alpha: not with move_alpha")
+
+        def sample_of(key_and_batch: tuple[jax.Array, Batch]) -> tuple[jax.Array, Alpha]:
+            key, batch = key_and_batch
+            return sample(key, state, batch)
+
+        # Kernels of their own for every sample are grouped convolutions under vmap, which are slow.
+        together = functools.partial(jax.lax.map, sample_of) if redraw else jax.vmap(sample_of)
+        samples = together((keys, batches))
+        constants = {"params": state.params, "reference": state.reference}
+
+        def next_step(
+            moving: SearchState, index_and_sample: tuple[jax.Array, tuple[jax.Array, Alpha]]
+        ) -> tuple[SearchState, SearchInfo]:
+            index, (trace, slope) = index_and_sample
+            moved, info = ascend(moving, trace, slope)
+            return jax.tree.map(functools.partial(jnp.where, index < count), moved, moving), info
+
+        moving = state._replace(params=None, reference=None)
+        moved, infos = jax.lax.scan(next_step, moving, (jnp.arange(len(keys)), samples))
+        return moved._replace(**constants), infos
+
+    return SearchAlgorithm(init_fn, step_fn, steps_fn)

@@ -269,6 +269,28 @@ def every_step_is_kept(monkeypatch):
     monkeypatch.setattr(runs.search, "_SECONDS_BETWEEN_CHECKPOINTS", 0)
 
 
+def test_samples_taken_together_change_nothing_but_the_rounding(
+    finished, tmp_path, every_step_is_kept
+):
+    """A row a step, and whatever is left after a stop, in calls of as many samples."""
+    config = dataclasses.replace(tiny.CONFIG, samples_per_step=2)
+
+    def on_progress(progress):
+        if progress.done:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        runs.search.search(config, tmp_path, on_progress=on_progress)
+    assert checkpoints(tmp_path) == ["2"]
+    runs.search.search(config, tmp_path, resume=True)
+    (result, rows), (expected, others) = read(tmp_path), read(finished[0])
+    assert result["config"]["samples_per_step"] == 2
+    assert [row["step"] for row in rows] == [row["step"] for row in others]
+    for name in ("x", "nu", "objective", "gradient_norm"):
+        np.testing.assert_allclose(column(rows, name), column(others, name), rtol=1e-4)
+    assert result["text"] == expected["text"]
+
+
 def test_between_checkpoints_nothing_is_written(tmp_path):
     stop(tmp_path, 2)
     assert checkpoints(tmp_path) == []

@@ -157,3 +157,49 @@ def test_a_gradient_that_is_not_finite_names_its_step():
 
     with pytest.raises(FloatingPointError, match=r"at step 1 the trace is 0.0 and .* nan"):
         search(algorithm(proxy=proxy))
+
+
+@pytest.mark.parametrize("together", [2, 3, 50])
+def test_several_samples_in_a_call(together):
+    """Whatever their number, and from wherever the run goes on."""
+    each, kept = algorithm(constraint=adaptive(1.0)), []
+    whole = search(each, num_steps=5, on_step=lambda run: kept.append(copied(run)))
+    calls = []
+    found = search(each, num_steps=5, samples_per_step=together, on_step=calls.append)
+    done = [len(run.step_seconds) for run in calls]
+    assert done == [min(5, together * (call + 1)) for call in range(len(done))] and done[-1] == 5
+    resumed = search(each, num_steps=5, samples_per_step=together, start=kept[1])
+    for each in (found, resumed):
+        assert each.step_seconds.shape == (5,) and np.all(each.step_seconds > 0)
+        for actual, desired in ((each.state, whole.state), (each.info, whole.info)):
+            np.testing.assert_allclose(flat(actual), flat(desired), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("memory", "expected"), [(None, 1), ({}, 1), (1, 1), (4.1, 3), (1e9, NUM_STEPS)]
+)
+def test_as_many_samples_as_fit_into_the_memory(monkeypatch, memory, expected):
+    each, calls = algorithm(), []
+    arguments = (jax.random.key(0), random_batch(0))
+    shapes = (jax.random.key(0), jax.eval_shape(each.init, *arguments), random_batch(0))
+    one = jax.jit(each.step, donate_argnums=1).lower(*shapes).compile()
+    needed = one.memory_analysis().temp_size_in_bytes
+
+    class Device:
+        def memory_stats(self):
+            if not isinstance(memory, (int, float)):
+                return memory
+            return {"bytes_limit": 100 + int(memory * needed), "bytes_in_use": 100}
+
+    monkeypatch.setattr(jax, "local_devices", lambda: [Device()])
+    search(each, samples_per_step=0, on_step=calls.append)
+    assert len(calls[0].step_seconds) == expected
+
+
+def test_what_is_not_finite_among_several_names_its_step():
+    def batches(index):
+        batch = random_batch(index)
+        return batch._replace(inputs=batch.inputs * jnp.nan) if index == 1 else batch
+
+    with pytest.raises(FloatingPointError, match="at step 2 the trace is nan and"):
+        search(algorithm(), batches, samples_per_step=3)

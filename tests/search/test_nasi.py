@@ -295,3 +295,44 @@ def test_redrawn_parameters():
     once = own_traces("nasbench201", before)
     assert not any(np.isclose(x, y, rtol=0.01) for (x, _), (y, _) in zip(traces, once, strict=True))
     assert_same(after.params, before.params)
+
+
+@pytest.mark.parametrize(
+    ("space", "settings"),
+    [
+        ("toy", {"constraint": adaptive(1.0)}),
+        ("toy", {"constraint": adaptive(1.0), "redraw": True, "hard": True}),
+        ("toy", {"constraint": fixed(1.0), "spec": NetworkSpec(norm="frozen")}),
+        ("nasbench201", {"constraint": adaptive(1.0)}),
+    ],
+)
+def test_steps_in_one_call_are_steps_one_after_another(space, settings):
+    """With nu among the values of x, so that it matters which steps came before."""
+    each = algorithm(space, penalty=2.0, **settings)
+    before, after, infos = searched(each)
+    assert len({bool(info.trace > info.constraint) for info in infos}) == 2
+
+    def keys(first):
+        return jax.vmap(step_key)(jnp.arange(first, NUM_STEPS))
+
+    examples = [*map(random_batch, range(NUM_STEPS))]
+    batches = jax.tree.map(lambda *leaves: jnp.stack(leaves), *examples)
+    steps = jax.jit(each.steps)
+    found, rows = steps(keys(0), before, batches, NUM_STEPS)
+    expected = jax.tree.map(lambda *leaves: np.stack(leaves), *infos)
+    for actual, desired in ((found, after), (rows, expected)):
+        assert jax.tree.structure(actual) == jax.tree.structure(desired)
+        np.testing.assert_allclose(flat(actual), flat(desired), rtol=1e-4, atol=1e-5)
+    # In two calls, of which the first leaves out what it is given too much.
+    part, _ = steps(keys(0), before, batches, 2)
+    assert_same(part.params, before.params)
+    rest, _ = steps(keys(2), part, jax.tree.map(lambda leaf: leaf[2:], batches), 2)
+    np.testing.assert_allclose(flat(rest), flat(after), rtol=1e-4, atol=1e-5)
+
+
+def test_an_alpha_that_moves_is_refused_in_one_call():
+    each = algorithm(move_alpha=True)
+    state = jax.jit(each.init)(jax.random.key(0), random_batch(0))
+    batches = jax.tree.map(lambda leaf: leaf[None], random_batch(0))
+    with pytest.raises(ValueError, match="several samples in one call need a fixed alpha"):
+        each.steps(step_key(0)[None], state, batches, 1)
