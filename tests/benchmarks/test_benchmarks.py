@@ -1,4 +1,4 @@
-"""The benchmarks run from end to end at their smallest size."""
+"""The benchmarks run from end to end at their smallest size, most of them as slow tests."""
 
 import importlib.util
 import itertools
@@ -17,6 +17,7 @@ from nasi_jax.report.figures import save
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
+@pytest.mark.slow
 def test_agnosticism(run, tmp_path):
     assert run("agnosticism", "--smoke", "--out", tmp_path).count("Pearson") == 2
     record = json.loads((tmp_path / "agnosticism.json").read_text())
@@ -27,6 +28,7 @@ def test_agnosticism(run, tmp_path):
     assert (tmp_path / "agnosticism.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_agreement(run, tmp_path, capsys):
     """Of one version with itself, and of scores that another one would not have."""
     first, second = tmp_path / "first", tmp_path / "second"
@@ -42,6 +44,7 @@ def test_agreement(run, tmp_path, capsys):
     assert "1e-02" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_estimators(run, tmp_path):
     printed = run("estimators", "--smoke", "--out", tmp_path)
     rows = json.loads((tmp_path / "estimators.json").read_text())["rows"]
@@ -54,6 +57,7 @@ def test_estimators(run, tmp_path):
         assert traces[f"{name} by vmap(grad)"] == pytest.approx(traces[name], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_norm_modes(run, tmp_path):
     assert run("norm_modes", "--smoke", "--out", tmp_path).count("Kendall") == 3
     record = json.loads((tmp_path / "norm_modes.json").read_text())
@@ -70,6 +74,7 @@ def test_proposition1(run, tmp_path):
     assert (tmp_path / "proposition1.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_search_step(tmp_path):
     # One operation with a kernel is enough to go through all of it.
     settings = ["--space", "nasbench201", "--ops", "skip_connect", "nor_conv_1x1"]
@@ -128,6 +133,7 @@ def study(tmp_path_factory):
     return ["--ops", *ops, "--table", path]
 
 
+@pytest.mark.slow
 def test_selection(run, study, tmp_path):
     command = ("selection", "--smoke", *study, "--column", "c10_test_200", "--out", tmp_path)
     printed = run(*command)
@@ -223,6 +229,7 @@ def on_device(out, *arguments):
     return subprocess.run([*command, "--out", out, *arguments], capture_output=True, text=True)
 
 
+@pytest.mark.slow
 def test_on_device(tmp_path):
     done = on_device(tmp_path, "search-nasbench201", "memory")
     assert done.returncode == 0, done.stderr
@@ -237,6 +244,7 @@ def test_on_device(tmp_path):
     assert "compiled in" in (tmp_path / "log.txt").read_text()
 
 
+@pytest.mark.slow
 def test_on_device_tells_what_failed(tmp_path):
     done = on_device(tmp_path, "search-nasbench201", "--data", tmp_path / "none.npz")
     assert done.returncode == 0
@@ -266,6 +274,7 @@ def test_a_picture_of_no_accuracy_at_all(tmp_path):
     assert (tmp_path / "none.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_ablations(run, study, tmp_path):
     run("ablations", "--smoke", *study, "--out", tmp_path)
     record = json.loads((tmp_path / "ablations.json").read_text())
@@ -289,6 +298,7 @@ def test_ablations_refuse_an_unknown_row(run, study, tmp_path, capsys):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_trained_order(run, tmp_path, data_file):
     table = ("--table", data_file("nasbench201_cifar10.csv"), "--column", "c10_test_200")
     assert run("trained_order", "--smoke", "--out", tmp_path, *table).count("trained ") == 3

@@ -89,6 +89,7 @@ def study(tmp_path, cells, monkeypatch):
     return ("--smoke", "--space", SPACE.name, *named)
 
 
+@pytest.mark.slow
 def test_a_study_with_gaps(run, study, tmp_path):
     columns = ["val_108", "val_108, gaps estimated"]
     printed = run("selection", *study)
@@ -101,6 +102,7 @@ def test_a_study_with_gaps(run, study, tmp_path):
     assert f"estimates of {record['error of the estimates']['cells']} cells" in printed
 
 
+@pytest.mark.slow
 def test_ablations_with_gaps(run, study, tmp_path):
     printed = run("ablations", *study)
     record = json.loads((tmp_path / "ablations.json").read_text())
