@@ -410,6 +410,7 @@ def record_of(config: Config, outcome: Outcome) -> dict[str, Any]:
         "target": config.target,
         "smoke": config.smoke,
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
+        "optimization_level": os.environ.get("JAX_OPTIMIZATION_LEVEL", ""),
         "versions": versions,
     }
 

@@ -24,7 +24,7 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 # Tracing allocates so much that collections took 13% of the time of the tests of scores.
-gc.set_threshold(100_000, 20, 50)
+gc.set_threshold(50_000, 10, 10)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -40,6 +40,13 @@ def few_resamples():
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(correlations.__kwdefaults__, "num_resamples", 50)
         yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def memory_freed():
+    """What the tests of a file have compiled goes with them."""
+    yield
+    gc.collect()
 
 
 @pytest.fixture(autouse=True)
