@@ -10,6 +10,10 @@ os.environ["MPLBACKEND"] = "Agg"  # before anything imports matplotlib
 # them: compiles three times as fast, to the same mathematics. Set XLA_FLAGS to nothing for what
 # users run.
 os.environ["XLA_FLAGS"] = known_flags()
+# For the processes of pytest-xdist: glibc else keeps what XLA's compilations have freed, for each of
+# its threads, so that a process had 11 GB at the end. With one arena compilations take longer.
+os.environ.setdefault("MALLOC_ARENA_MAX", "4")
+os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", "100000000")
 
 from pathlib import Path
 
@@ -40,13 +44,6 @@ def few_resamples():
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(correlations.__kwdefaults__, "num_resamples", 50)
         yield
-
-
-@pytest.fixture(scope="module", autouse=True)
-def memory_freed():
-    """What the tests of a file have compiled goes with them."""
-    yield
-    gc.collect()
 
 
 @pytest.fixture(autouse=True)

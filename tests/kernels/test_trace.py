@@ -126,13 +126,19 @@ class Measured(NamedTuple):
     difference: float
 
 
-@functools.cache
-def measured(name, norm):
+@pytest.fixture(params=CASES, ids="-".join, scope="module")
+def case(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def measured(case):
     """x and its derivatives as the library has them and in float64, at a few random points.
 
     Derivatives are with respect to alpha, through the Gumbel weights, and with respect to
     something that is added to the weights, so to the weights themselves.
     """
+    name, norm = case
     ops = NASBENCH201_OPS if norm != "batch" else None
     space = search_space(
         name, **{"init_channels": 2, "num_cells": 1, "ops": ops, **SMALLEST.get(name, {})}
@@ -227,9 +233,8 @@ def problem(seed, alpha, params):
     return random_like(seed, alpha), params, batch, random_batch(100 + seed, size=6).inputs
 
 
-@pytest.mark.parametrize(("name", "norm"), CASES)
-def test_value_is_the_squared_norm_of_the_mean_gradient(name, norm):
-    for result in measured(name, norm):
+def test_value_is_the_squared_norm_of_the_mean_gradient(measured):
+    for result in measured:
         expected = 0.0
         for leaf in jax.tree.leaves(result.double["gradient"]):
             expected += np.sum(np.asarray(leaf) ** 2)
@@ -240,27 +245,27 @@ def test_value_is_the_squared_norm_of_the_mean_gradient(name, norm):
 
 
 @pytest.mark.parametrize("mode", get_args(Derivative))
-@pytest.mark.parametrize(("name", "norm"), CASES)
-def test_derivative_in_float32_is_that_in_float64(name, norm, mode):
-    for result in measured(name, norm):
+def test_derivative_in_float32_is_that_in_float64(measured, mode):
+    for result in measured:
         (_, actual), (_, desired) = result.single[mode], result.double["oracle"]
         assert relative_error(actual[0], desired[0]) < 1e-4
         assert relative_error(actual[1], desired[1]) < 1e-4
 
 
-@pytest.mark.parametrize(("name", "norm"), CASES)
-def test_forward_is_reverse_in_float64(name, norm):
-    for result in measured(name, norm):
+def test_forward_is_reverse_in_float64(measured):
+    for result in measured:
         (_, actual), (_, desired) = result.double["forward"], result.double["oracle"]
         assert relative_error(actual[0], desired[0]) < 1e-9
         assert relative_error(actual[1], desired[1]) < 1e-9
 
 
 # To the derivative in mode frozen the statistics are constants, to a difference they are not.
-@pytest.mark.parametrize(("name", "norm"), [case for case in CASES if case[1] != "frozen"])
-def test_derivative_is_the_limit_of_differences_in_alpha(name, norm):
+@pytest.mark.parametrize(
+    "case", [case for case in CASES if case[1] != "frozen"], ids="-".join, indirect=True
+)
+def test_derivative_is_the_limit_of_differences_in_alpha(measured):
     """In float64, with a step that no ReLU changes sign in: x itself jumps where one does."""
-    for result in measured(name, norm):
+    for result in measured:
         slope = np.dot(flat(result.double["oracle"][1][0]), flat(result.direction))
         np.testing.assert_allclose(result.difference, slope, rtol=1e-6)
 
