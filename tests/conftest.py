@@ -10,8 +10,8 @@ os.environ["MPLBACKEND"] = "Agg"  # before anything imports matplotlib
 # them: compiles three times as fast, to the same mathematics. Set XLA_FLAGS to nothing for what
 # users run.
 os.environ["XLA_FLAGS"] = known_flags()
-# For the processes of pytest-xdist: glibc else keeps what XLA's compilations have freed, for each of
-# its threads, so that a process had 11 GB at the end. With one arena compilations take longer.
+# For the processes of pytest-xdist: glibc else keeps what compilations have freed, for each of
+# their threads, so that a process had 11 GB at the end. With one arena compilations take longer.
 os.environ.setdefault("MALLOC_ARENA_MAX", "4")
 os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", "100000000")
 
