@@ -38,7 +38,7 @@ from nasi_jax.search import (
     SearchInfo,
     SearchState,
 )
-from nasi_jax.storage.directory import RunDirectory, provenance, restored
+from nasi_jax.storage.directory import ADDED, RunDirectory, provenance, restored
 from nasi_jax.storage.files import csv_text, json_text
 from nasi_jax.types import (
     Alpha,
@@ -66,8 +66,7 @@ _SECONDS_BETWEEN_CHECKPOINTS = 5.0
 
 def run_directory(out: Path) -> RunDirectory:
     """The run directory of a search."""
-    added = {"matmul_precision": "default", "samples_per_step": 1}
-    return RunDirectory(out, "search", FILES, added=added)
+    return RunDirectory(out, "search", FILES, added={**ADDED, "samples_per_step": 1})
 
 
 def space_of(config: Config) -> SearchSpace:

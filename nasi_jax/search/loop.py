@@ -17,9 +17,10 @@ from nasi_jax.types import Batch
 Batches = Callable[[int], Batch]
 """Maps the index of a step, from 0, to its mini-batch."""
 
-
 _SHARE_OF_MEMORY = 0.8
+"""Of the device's free memory, which the samples of a call may take."""
 _MOST_SAMPLES = 32
+"""In a call, however much memory there is."""
 
 
 class Run(NamedTuple):

@@ -53,6 +53,10 @@ def _peak_memory_megabytes() -> float | None:
     return max(peaks) / 1e6 if peaks else None
 
 
+ADDED: Mapping[str, Any] = {"matmul_precision": "default"}
+"""Settings of every run that earlier versions did not have, with the values that those ran with."""
+
+
 @dataclass(frozen=True)
 class RunDirectory:
     """The files of a run, which one process at a time has, and from which a killed run goes on.
@@ -74,7 +78,7 @@ class RunDirectory:
     record: str = "config.json"
     entry: str | None = None
     file: str | None = None
-    added: Mapping[str, Any] = field(default_factory=lambda: {"matmul_precision": "default"})
+    added: Mapping[str, Any] = field(default_factory=lambda: ADDED)
 
     @contextlib.contextmanager
     def begun(

@@ -39,12 +39,11 @@ def key():
 
 @pytest.fixture
 def others_rules():
-    """JAX's own settings: flax and equinox promote dtypes and ranks, and use keys twice."""
+    """JAX's own settings: flax and equinox promote dtypes and ranks."""
     with (
         jax.enable_x64(True),
         jax.numpy_dtype_promotion("standard"),
         jax.numpy_rank_promotion("allow"),
-        jax.debug_key_reuse(False),
     ):
         yield
 
