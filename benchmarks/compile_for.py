@@ -55,7 +55,7 @@ from nasi_jax import SearchConfig
 from nasi_jax.cells import SEARCH_SPACES, parse_genotype
 from nasi_jax.config import ResolvedSearch, ScoreConfig
 from nasi_jax.devices import cache
-from nasi_jax.devices.deviceless import Compiled, compile_for, device_of, target_of
+from nasi_jax.devices.deviceless import Compiled, chosen_as_for, compile_for, device_of, target_of
 from nasi_jax.kernels import PROXIES
 from nasi_jax.runs.predict import AT_ONCE, probabilities_of
 from nasi_jax.runs.score import functions_of, proxies_of
@@ -307,7 +307,8 @@ def predict(config: TrainConfig) -> Program:
 def compiled(target: str, name: str, smoke: bool, samples_per_step: int) -> Compiled:
     """A program compiled, in the process that calls it."""
     cache.turn_off()
-    program = programs(smoke, samples_per_step)[name]()
+    with chosen_as_for(target):
+        program = programs(smoke, samples_per_step)[name]()
     with jax.default_matmul_precision(program.matmul_precision):
         return compile_for(
             target, program.function, *program.arguments, name=name, samples=program.samples

@@ -87,6 +87,9 @@ class NetworkSpec:
       depthwise: how depthwise convolutions are computed.
       norm_group: how many examples share the statistics of normalization; all if None.
       remat: whether to keep only what passes between cells for the derivatives.
+      together: whether a supernet computes at once what does not wait for one another in a cell:
+        edges, and layers of one kind. That launches fewer kernels on a GPU, and gives the same but
+        for rounding.
     """
 
     norm: NormMode = "batch"
@@ -96,6 +99,7 @@ class NetworkSpec:
     depthwise: Depthwise = "auto"
     norm_group: int | None = None
     remat: bool = False
+    together: bool = False
 
 
 class Batch(NamedTuple):

@@ -22,6 +22,7 @@ from nasi_jax.cells.layers.ops import (
     LayerSpec,
     ReluConvNorm,
     darts_op,
+    darts_ops_together,
 )
 from nasi_jax.types import (
     STEMS,
@@ -511,17 +512,22 @@ def _add_edges(
     Of the edges only the states are kept for the derivatives: what the operations leave on the
     way is many times as large.
     """
-    apply_op = functools.partial(darts_op, stride=stride, spec=spec, pool_norm=True)
+
+    def apply_ops(ops: Sequence[str], inputs: jax.Array) -> list[jax.Array]:
+        return [darts_op(op, inputs, stride=stride, spec=spec, pool_norm=True) for op in ops]
+
+    together = functools.partial(darts_ops_together, stride=stride, spec=spec)
     return add_mixed_edges(
         states,
         edges,
         weights,
         ops=ops,
-        apply_op=apply_op,
+        apply_ops=apply_ops,
         name=name,
         inputs=inputs,
         remat=True,
         one_hot=one_hot,
+        together=together if spec.together else None,
     )
 
 

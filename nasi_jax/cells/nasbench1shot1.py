@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, cast
 
@@ -257,9 +257,9 @@ class _MixedVertex(nn.Module):
         mix = chosen_op if self.one_hot else mixed_op
         return states.at[index].set(mix(self, self.ops, weights, total, total.shape)), None
 
-    def apply_op(self, op: str, inputs: jax.Array) -> jax.Array:
-        """The operation of that name."""
-        return vertex_op(op, inputs, features=self.features, spec=self.spec)
+    def apply_ops(self, ops: Sequence[str], inputs: jax.Array) -> list[jax.Array]:
+        """The outputs of the operations of these names."""
+        return [vertex_op(op, inputs, features=self.features, spec=self.spec) for op in ops]
 
 
 class _OneShotCell(nn.Module):

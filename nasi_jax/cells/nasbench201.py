@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -288,15 +288,19 @@ class _Supercell(nn.Module):
     @nn.compact
     def __call__(self, inputs: jax.Array, weights: jax.Array) -> tuple[jax.Array, None]:
         states = jnp.concatenate([inputs[None], jnp.zeros((3, *inputs.shape), inputs.dtype)])
-        apply_op = functools.partial(_apply_op, spec=self.spec)
+
+        def apply_ops(ops: Sequence[str], inputs: jax.Array) -> list[jax.Array]:
+            return [_apply_op(op, inputs, spec=self.spec) for op in ops]
+
         states = add_mixed_edges(
             states,
             EDGES,
             weights,
             ops=self.ops,
-            apply_op=apply_op,
+            apply_ops=apply_ops,
             name="edges",
             one_hot=self.one_hot,
+            together=apply_ops if self.spec.together else None,
         )
         return states[-1], None
 

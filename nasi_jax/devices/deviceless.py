@@ -7,6 +7,7 @@ import importlib.resources
 import os
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, cast
 from unittest import mock
@@ -110,6 +111,16 @@ def device_of(target: str) -> jax.Device:
     return cast(jax.Device, topology.devices[0])
 
 
+def chosen_as_for(target: str) -> AbstractContextManager[Any]:
+    """A context in which code that chooses by `jax.default_backend()` chooses as on a target.
+
+    Raises:
+      ValueError: for an unknown target.
+    """
+    backend = target_of(target).backend
+    return mock.patch.object(jax, "default_backend", lambda: backend)
+
+
 def compile_for(
     target: str, function: Callable[..., Any], *arguments: Any, name: str, samples: int = 1
 ) -> Compiled:
@@ -135,8 +146,7 @@ def compile_for(
     shapes = jax.tree.map(placed, jax.eval_shape(lambda *leaves: leaves, *arguments))
     jitted: Any = function if hasattr(function, "lower") else jax.jit(function)
     begin = time.perf_counter()
-    # For code that chooses by the device while it is traced.
-    with mock.patch.object(jax, "default_backend", lambda: backend):
+    with chosen_as_for(target):
         lowered = jitted.lower(*shapes)
     lower_seconds = time.perf_counter() - begin
     compiled = lowered.compile()

@@ -60,7 +60,8 @@ def squared_gradient_norms(
         with `B M` backward passes of it. None: finds out, and refuses if so.
       chunk_size: how many examples (of coupled ones: how many backward passes) at a time. It
         bounds the memory. If not given, on CPU the largest divisor of their number from 4 to 8,
-        so that what is at work stays near the caches; without one, and elsewhere, all.
+        so that what is at work stays near the caches; without one, and elsewhere, all (of coupled
+        ones the M of one example, each of which takes the whole batch).
 
     Returns:
       `[B, M]`.
@@ -98,7 +99,7 @@ def squared_gradient_norms(
 
         return jax.vmap(norm)(cotangents)
 
-    return _mapped(norms, chunk_size)(inputs, cotangents)
+    return _mapped(norms, chunk_size, elsewhere=len(inputs))(inputs, cotangents)
 
 
 def squared_norm(tree: Params) -> jax.Array:
@@ -121,22 +122,26 @@ def _norms_through_the_batch(
         return squared_norm(pull(rows)[0])
 
     examples = jnp.repeat(jnp.arange(size), count)
-    return _mapped(norm, chunk_size)(examples, cotangents.reshape(-1, outputs)).reshape(size, count)
+    mapped = _mapped(norm, chunk_size, elsewhere=count)
+    return mapped(examples, cotangents.reshape(-1, outputs)).reshape(size, count)
 
 
-def _mapped(function: Callable[..., jax.Array], chunk_size: int | None) -> Callable[..., jax.Array]:
-    """`vmap`, of `chunk_size` at a time."""
+def _mapped(
+    function: Callable[..., jax.Array], chunk_size: int | None, *, elsewhere: int
+) -> Callable[..., jax.Array]:
+    """`vmap`, of `chunk_size` at a time; `elsewhere` if not given, and this is no CPU."""
 
     def mapped(*arrays: jax.Array) -> jax.Array:
-        size = _default_chunk(arrays[0].shape[0]) if chunk_size is None else chunk_size
+        count = arrays[0].shape[0]
+        size = _default_chunk(count, elsewhere) if chunk_size is None else chunk_size
         return lax.map(lambda each: function(*each), arrays, batch_size=size)
 
     return mapped
 
 
-def _default_chunk(count: int) -> int:
+def _default_chunk(count: int, elsewhere: int) -> int:
     if jax.default_backend() != "cpu":
-        return count
+        return elsewhere
     return next((size for size in range(8, 3, -1) if count % size == 0), count)
 
 

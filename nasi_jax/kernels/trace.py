@@ -261,10 +261,17 @@ def random_cotangent_estimate(
 
 
 def random_cotangent(
-    key: jax.Array, apply_fn: ApplyFn, params: Params, batch: Batch, **options: Any
+    key: jax.Array,
+    apply_fn: ApplyFn,
+    params: Params,
+    batch: Batch,
+    *,
+    coupled: bool | None = None,
+    **options: Any,
 ) -> jax.Array:
     """The value of `random_cotangent_estimate`, as a proxy. Takes its options."""
-    return random_cotangent_estimate(key, apply_fn, params, batch, **options).value
+    estimate = random_cotangent_estimate(key, apply_fn, params, batch, coupled=coupled, **options)
+    return estimate.value
 
 
 class TraceBounds(NamedTuple):

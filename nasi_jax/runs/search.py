@@ -134,6 +134,7 @@ def build(config: ResolvedSearch, num_classes: int) -> tuple[SearchSpace, Search
             init=config.init,
             dtype=jnp.dtype(config.precision),
             depthwise=config.depthwise,
+            together=jax.default_backend() != "cpu",
         ),
     )
     return space, algorithm

@@ -23,6 +23,7 @@ from nasi_jax.kernels.proxies.grasp import grasp
 from nasi_jax.kernels.proxies.jacov import jacov
 from nasi_jax.kernels.proxies.naswot import naswot
 from nasi_jax.kernels.proxies.num_params import num_params
+from nasi_jax.kernels.proxies.proxy import for_norm, norm_of
 from nasi_jax.kernels.proxies.snip import snip
 from nasi_jax.kernels.proxies.synflow import synflow
 from nasi_jax.kernels.proxies.te_nas import linear_regions
@@ -460,6 +461,21 @@ def test_the_contract(name):
         assert without != with_extra
     eager = PROXIES[name](jax.random.key(0), gated, params, batch)
     np.testing.assert_allclose(eager, without, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", PROXIES)
+def test_batch_statistics(name):
+    """Under the default norm mode every proxy is told that examples are coupled."""
+    params, batch = gated_problem()
+    mode = norm_of(PROXIES[name], "batch")
+    norm = Norm(mode, affine=False)
+
+    def normalized(params, inputs):
+        return gated(params, norm.apply({}, inputs))
+
+    proxy = for_norm(PROXIES[name], mode)
+    score = jax.eval_shape(lambda key: proxy(key, normalized, params, batch), jax.random.key(0))
+    chex.assert_shape(score, ())
 
 
 @pytest.mark.usefixtures("x64")

@@ -387,7 +387,15 @@ class _Bilinear:
         )
         batched: tuple[tuple[tuple[int, int] | None, ...], ...]
         if depthwise:
-            alike = _merged(self.forward, (3, 3), 3), _merged(self.dx, (3, 3), 3), dw_each
+            merged_dw = _merged(self.dw, (3, 3), 3)
+
+            def dw_both(x: jax.Array, g: jax.Array, window: _Window) -> jax.Array:
+                # On a GPU one kernel for all, where the sums are one each.
+                each, merged = (functools.partial(f, window=window) for f in (dw_each, merged_dw))
+                ways = {"cuda": merged, "rocm": merged, "default": each}
+                return lax.platform_dependent(x, g, **ways)
+
+            alike = _merged(self.forward, (3, 3), 3), _merged(self.dx, (3, 3), 3), dw_both
             batched = ((0, 0), None), ((0, 0), None), (None, None)
         else:
             alike = _vmapped(forward), _vmapped(dx), dw_each

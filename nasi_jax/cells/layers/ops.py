@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -195,14 +195,16 @@ class SeparableConv(nn.Module):
         """Maps `[B, H, W, C]` to `[B, H / stride, W / stride, C]`."""
         outputs = inputs
         for index in range(self.repeats):
-            stride = self.stride if index == 0 else 1
-            depthwise = DepthwiseConv(
-                self.size, self.spec, stride, self.dilation, name=f"depthwise_{index}"
-            )
             pointwise = Conv(inputs.shape[-1], 1, self.spec, name=f"pointwise_{index}")
+            depthwise = self.depthwise(index, name=f"depthwise_{index}")
             outputs = pointwise(depthwise(nn.relu(outputs)))
             outputs = self.spec.normalize(f"norm_{index}")(outputs)
         return outputs
+
+    def depthwise(self, index: int, **named: Any) -> DepthwiseConv:
+        """The depthwise convolution of a repetition."""
+        stride = self.stride if index == 0 else 1
+        return DepthwiseConv(self.size, self.spec, stride, self.dilation, **named)
 
 
 def darts_op(
@@ -222,17 +224,88 @@ def darts_op(
       `[B, H / stride, W / stride, C]`.
     """
     if name.endswith("_pool_3x3"):
-        pooled = (max_pool if name.startswith("max") else avg_pool)(inputs, stride=stride)
+        pooled = _pool(name, inputs, stride)
         pool_spec = dataclasses.replace(spec, affine=False)
         return pool_spec.normalize(name)(pooled) if pool_norm else pooled
     if name == "skip_connect":
-        channels = inputs.shape[-1]
-        return inputs if stride == 1 else FactorizedReduce(channels, spec, name=name)(inputs)
+        return _skip_connect(inputs, stride, spec)
+    return _separable_conv(name, stride, spec)(inputs)
+
+
+def _pool(name: str, inputs: jax.Array, stride: int) -> jax.Array:
+    return (max_pool if name.startswith("max") else avg_pool)(inputs, stride=stride)
+
+
+def _skip_connect(inputs: jax.Array, stride: int, spec: LayerSpec) -> jax.Array:
+    if stride == 1:
+        return inputs
+    return FactorizedReduce(inputs.shape[-1], spec, name="skip_connect")(inputs)
+
+
+def _separable_conv(name: str, stride: int, spec: LayerSpec) -> SeparableConv:
+    """The layers of `sep_conv_3x3`, `dil_conv_5x5` and the like."""
     size = int(name[-1])
     dilated = name.startswith("dil")
     return SeparableConv(
         size, spec, stride, dilation=2 if dilated else 1, repeats=1 if dilated else 2, name=name
-    )(inputs)
+    )
+
+
+def darts_ops_together(
+    names: Sequence[str], inputs: jax.Array, *, stride: int, spec: LayerSpec
+) -> list[jax.Array]:
+    """`darts_op` of several names in a supernet, their layers of one kind computed at once.
+
+    That is what follows the pools and depthwise convolutions: the products of all pointwise
+    convolutions are one, and so is the normalization.
+
+    Args:
+      names: of `DARTS_OPS` other than `none`.
+      inputs: `[B, H, W, C]`.
+      stride: 1 or 2.
+      spec: how the layers are built; normalization has no scale and shift.
+
+    Returns:
+      `[B, H / stride, W / stride, C]` for each name.
+    """
+    pointwise = Conv(inputs.shape[-1], 1, spec, parent=None)
+    norm = spec.normalize().clone(parent=None)
+    convs = {name: _separable_conv(name, stride, spec) for name in names if "_conv_" in name}
+    outputs = dict.fromkeys(convs, inputs)
+
+    def part(name: str, layer: str) -> Any:
+        variables = convs[name].variables
+        return {kind: layers[layer] for kind, layers in variables.items() if layer in layers}
+
+    for index in range(max((each.repeats for each in convs.values()), default=1)):
+        repeated = [name for name, each in convs.items() if index < each.repeats]
+        filtered = []
+        for name in repeated:
+            depthwise: Any = convs[name].depthwise(index, parent=None)
+            kernel = part(name, f"depthwise_{index}")
+            filtered.append(depthwise.apply(kernel, nn.relu(outputs[name])))
+        kernels = [part(name, f"pointwise_{index}") for name in repeated]
+        statistics = [part(name, f"norm_{index}") for name in repeated]
+        products = _apply_each(pointwise, kernels, filtered)
+        if index == 0:
+            pools = [name for name in names if "_pool_" in name]
+            repeated += pools
+            statistics += [spec.normalize(name).variables for name in pools]
+            products += [_pool(name, inputs, stride) for name in pools]
+        outputs |= zip(repeated, _apply_each(norm, statistics, products), strict=True)
+    if "skip_connect" in names:
+        outputs["skip_connect"] = _skip_connect(inputs, stride, spec)
+    return [outputs[name] for name in names]
+
+
+def _apply_each(
+    layer: nn.Module, variables: Sequence[Any], inputs: Sequence[jax.Array]
+) -> list[jax.Array]:
+    """The outputs of a layer for several variables and inputs, by one call under `vmap`."""
+    if not inputs:
+        return []
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *variables)
+    return list(jax.vmap(layer.apply)(stacked, jnp.stack(inputs)))
 
 
 class Head(nn.Module):
