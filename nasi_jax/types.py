@@ -90,6 +90,8 @@ class NetworkSpec:
       together: whether a supernet computes at once what does not wait for one another in a cell:
         edges, and layers of one kind. That launches fewer kernels on a GPU, and gives the same but
         for rounding.
+      scan_cells: whether cells of one shape in a row compile as one, which takes less time, in
+        networks whose parameters are apart.
     """
 
     norm: NormMode = "batch"
@@ -100,6 +102,7 @@ class NetworkSpec:
     norm_group: int | None = None
     remat: bool = False
     together: bool = False
+    scan_cells: bool = False
 
 
 class Batch(NamedTuple):

@@ -147,3 +147,12 @@ def assert_one_line(error, *parts):
     assert "\n" not in message
     for part in parts:
         assert part in message, message
+
+
+def snapshot(root):
+    """The bytes and the times of all files in a folder, but for locks, which are empty."""
+    return {
+        path.relative_to(root): (path.read_bytes(), path.stat().st_mtime_ns)
+        for path in root.rglob("*")
+        if path.is_file() and path.suffix != ".lock" and path.name != ".lock"
+    }

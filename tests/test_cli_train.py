@@ -14,7 +14,7 @@ import textwrap
 import jax
 import numpy as np
 import pytest
-from helpers import assert_same
+from helpers import assert_same, snapshot
 from PIL import Image
 
 from nasi_jax import cli, data, runs
@@ -96,15 +96,6 @@ def refused(failed):
         return message
 
     return refused
-
-
-def snapshot(out):
-    """The bytes and the times of all files in a directory."""
-    return {
-        path.relative_to(out): (path.read_bytes(), path.stat().st_mtime_ns)
-        for path in out.rglob("*")
-        if path.is_file()
-    }
 
 
 def assert_ended_alike(out, other):

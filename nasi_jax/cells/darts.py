@@ -452,9 +452,36 @@ def _dropped(output: jax.Array, drop_path: DropPath) -> jax.Array:
     return output * jnp.where(keep, 1 / kept, 0).astype(output.dtype)
 
 
-def _fold_in(drop_path: DropPath, number: int) -> DropPath:
+def _fold_in(drop_path: DropPath, number: int | jax.Array) -> DropPath:
     keys = jax.vmap(lambda key: jax.random.fold_in(key, number))(drop_path.keys)
     return drop_path._replace(keys=keys)
+
+
+class _NextCell(nn.Module):
+    """A normal cell of one genotype, its inputs brought to its channels: a step of a scan."""
+
+    genotype: DartsGenotype
+    channels: int
+    spec: LayerSpec
+    pool_norm: bool
+
+    layers: ClassVar[tuple[str, ...]] = ("first", "second", "cell")
+
+    @nn.compact
+    def __call__(
+        self,
+        carry: tuple[jax.Array, jax.Array],
+        index: jax.Array,
+        drop_path: DropPath | None,
+    ) -> tuple[tuple[jax.Array, jax.Array], None]:
+        before, last = carry
+        first = ReluConvNorm(self.channels, 1, self.spec, name="first")(before)
+        second = ReluConvNorm(self.channels, 1, self.spec, name="second")(last)
+        cell = self.spec.of_cell(_Cell)(
+            self.genotype.normal, False, self.spec, self.pool_norm, name="cell"
+        )
+        path = None if drop_path is None else _fold_in(drop_path, index)
+        return (last, cell(first, second, path)), None
 
 
 class _StageCell(nn.Module):
@@ -679,9 +706,13 @@ class DartsNetwork(_Skeleton):
             first, second = self._imagenet_stem(inputs)
         for number, stage in enumerate(_stages(self.num_cells)):
             channels = self.init_channels * 2**number
-            for position in range(stage.length):
-                index = stage.start + position
-                reduction = stage.reduction and position == 0
+            # The first two read what has other channels or another size than what the rest read.
+            alike = range(stage.start + 2, stage.start + stage.length)
+            apart = range(stage.start, stage.start + stage.length)
+            if self.spec.scan_cells and len(alike) > 1 and not self.is_initializing():
+                apart = apart[:2]
+            for index in apart:
+                reduction = stage.reduction and index == stage.start
                 edges = self.genotype.reduce if reduction else self.genotype.normal
                 read = self.preprocess(index, first, second, channels)
                 cell = self.spec.of_cell(_Cell)(
@@ -691,7 +722,54 @@ class DartsNetwork(_Skeleton):
                 first, second = second, cell(*read, path)
                 if index == 2 * self.num_cells // 3 and self.auxiliary:
                     self._sow_auxiliary(second)
+            if len(apart) < stage.length:
+                first, second = self._scanned(alike, first, second, channels, drop_path)
         return self.head(second)
+
+    def _scanned(
+        self,
+        indices: range,
+        first: jax.Array,
+        second: jax.Array,
+        channels: int,
+        drop_path: DropPath | None,
+    ) -> tuple[jax.Array, jax.Array]:
+        """Normal cells that read the two before them, of the same shape, as a scan over them.
+
+        The variables stay those of each cell; inside they are stacked.
+        """
+        layers = {kind: [f"{kind}_{index}" for index in indices] for kind in _NextCell.layers}
+
+        def stacked(variables: Any) -> Any:
+            return {
+                kind: jax.tree.map(lambda *leaves: jnp.stack(leaves), *map(variables.get, names))
+                for kind, names in layers.items()
+                if names[0] in variables  # a cell of identities has none
+            }
+
+        def apart(stacks: Any) -> dict[str, Any]:
+            return unstacked(stacks, {kind: layers[kind] for kind in stacks})
+
+        def cells(network: DartsNetwork, carry: Any, indices: jax.Array) -> Any:
+            step = nn.scan(
+                _NextCell,
+                variable_axes={"params": 0, "batch_stats": 0},
+                split_rngs={"params": True},
+                in_axes=(0, nn.broadcast),
+            )
+            return step(self.genotype, channels, self.spec, self.pool_norm, name="cells")(
+                carry, indices, drop_path
+            )[0]
+
+        mapped = nn.map_variables(
+            cells,
+            ("params", "batch_stats"),
+            trans_in_fn=lambda given: {name: {"cells": stacked(given[name])} for name in given},
+            trans_out_fn=lambda given: {name: apart(given[name]["cells"]) for name in given},
+            mutable=True,
+        )
+        carry: tuple[jax.Array, jax.Array] = mapped(self, (first, second), jnp.array(indices))
+        return carry
 
     def _imagenet_stem(self, inputs: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Images of a quarter and of an eighth of the size."""

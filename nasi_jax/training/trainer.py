@@ -223,6 +223,7 @@ def network_of(genotype: Genotype, config: TrainConfig, num_classes: int) -> nn.
         depthwise=config.depthwise,
         norm_group=config.norm_group,
         remat=config.remat,
+        scan_cells=True,
     )
     own: dict[str, Any] = {"stem": config.stem} if "stem" in given else {}
     if "auxiliary_weight" in given:

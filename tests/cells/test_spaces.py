@@ -33,7 +33,7 @@ from nasi_jax.cells.nasbench1shot1 import NUM_PARENTS
 from nasi_jax.cells.nasbench101 import NASBENCH101_OPS
 from nasi_jax.cells.nasbench201 import NASBENCH201_OPS
 from nasi_jax.kernels import multiply_adds
-from nasi_jax.types import NORM_MODES, NetworkSpec
+from nasi_jax.types import NORM_MODES, DropPath, NetworkSpec
 
 SPACES = [*SEARCH_SPACES]
 FEW_OPS = {
@@ -767,3 +767,45 @@ def test_bfloat16_activations(name):
     ours, theirs = (jax.flatten_util.ravel_pytree(each)[0] for each in (gradient, slopes))
     cosine = float(ours @ theirs / jnp.linalg.norm(ours) / jnp.linalg.norm(theirs))
     assert 0.9 < cosine < 1
+
+
+@pytest.mark.usefixtures("x64")
+def test_cells_in_a_scan_are_the_cells_one_by_one():
+    """In outputs, in statistics and in gradients, with drop path and the second head."""
+    ops = ("dil_conv_3x3", "avg_pool_3x3", *6 * ["skip_connect"])
+    edges = tuple((op, index % 2) for index, op in enumerate(ops))
+    genotype = DartsGenotype(normal=edges, reduce=edges)
+    inputs = jnp.asarray(INPUTS, jnp.float64)
+    path = DropPath(jnp.float64(0.3), jax.random.split(jax.random.key(0), len(inputs)))
+
+    def results(scan_cells):
+        spec = NetworkSpec(norm="running", param_dtype=jnp.float64, scan_cells=scan_cells)
+        sizes = {"init_channels": 2, "num_cells": 10}  # stages of 3, 3 and 4 cells
+        network = genotype.network(NUM_CLASSES, spec, auxiliary=True, **sizes)
+        variables = filled(jax.eval_shape(network.init, jax.random.key(0), inputs), jnp.float64)
+
+        def total(params):
+            given = {"params": params, "batch_stats": variables["batch_stats"]}
+            outputs, updates = network.apply(
+                given, inputs, path, mutable=["batch_stats", "auxiliary"]
+            )
+            return jnp.sum(jnp.sin(outputs)), (updates, network.apply(given, inputs))
+
+        program = jax.jit(jax.value_and_grad(total, has_aux=True)).lower(variables["params"])
+        return program.as_text().count("stablehlo.while"), program.compile()(variables["params"])
+
+    (_, apart), (num_loops, scanned) = results(False), results(True)
+    assert num_loops >= 2  # forwards and backwards
+    chex.assert_trees_all_close(scanned, apart, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("norm", ["running", "none"])
+def test_cells_without_parameters_in_a_scan(norm):
+    edges = tuple(("skip_connect", index % 2) for index in range(8))
+    genotype = DartsGenotype(normal=edges, reduce=edges)
+    spec = NetworkSpec(norm=norm, scan_cells=True)
+    network = genotype.network(NUM_CLASSES, spec, init_channels=2, num_cells=10)
+    variables = jax.eval_shape(network.init, jax.random.key(0), INPUTS)
+    mutable = functools.partial(network.apply, mutable=["batch_stats"])
+    _, updates = jax.eval_shape(mutable, variables, INPUTS)
+    assert updates.get("batch_stats") == variables.get("batch_stats")

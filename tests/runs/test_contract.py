@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import toy
-from helpers import assert_one_line, held
+from helpers import assert_one_line, held, snapshot
 
 from nasi_jax import cli, data, runs
 from nasi_jax.config import RankConfig, ScoreConfig, SearchConfig
@@ -291,15 +291,6 @@ def is_whole(case, root):
     if text is None or path.suffix == ".csv":
         return text is not None and len(text.splitlines()) == 1 + SCORE.num_archs
     return path.name != "compare.json" or "correlations" in text
-
-
-def snapshot(root):
-    """The bytes and the times of all files in a folder, but for locks, which are empty."""
-    return {
-        path.relative_to(root): (path.read_bytes(), path.stat().st_mtime_ns)
-        for path in root.rglob("*")
-        if path.is_file() and path.suffix != ".lock" and path.name != ".lock"
-    }
 
 
 MEASURED = ("seconds", "images_per_second", "peak_memory_megabytes", "num_compilations")

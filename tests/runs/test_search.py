@@ -13,6 +13,7 @@ import jax
 import numpy as np
 import pytest
 import tiny
+from helpers import snapshot
 
 from nasi_jax import runs
 from nasi_jax.cells import genotype_from_dict, parse_genotype
@@ -43,15 +44,6 @@ def finished(tmp_path_factory):
 def copy(finished, tmp_path):
     """A copy of the finished search's directory."""
     return shutil.copytree(finished[0], tmp_path / "copy")
-
-
-def snapshot(out):
-    """The bytes and the times of all files in a directory."""
-    return {
-        path.relative_to(out): (path.read_bytes(), path.stat().st_mtime_ns)
-        for path in out.rglob("*")
-        if path.is_file()
-    }
 
 
 def contents(out):

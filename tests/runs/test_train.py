@@ -14,7 +14,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
-from helpers import assert_one_line, assert_same
+from helpers import assert_one_line, assert_same, snapshot
 
 from nasi_jax import data, runs
 from nasi_jax.cells import genotype_from_dict, parse_genotype
@@ -59,15 +59,6 @@ def copy(finished, tmp_path):
 @pytest.fixture
 def every_step_is_kept(monkeypatch):
     monkeypatch.setattr(runs.train, "_SECONDS_BETWEEN_CHECKPOINTS", 0)
-
-
-def snapshot(out):
-    """The bytes and the times of all files in a directory."""
-    return {
-        path.relative_to(out): (path.read_bytes(), path.stat().st_mtime_ns)
-        for path in out.rglob("*")
-        if path.is_file()
-    }
 
 
 def metrics(out):
