@@ -157,7 +157,13 @@ class Failed(Exception):
 
 
 def programs(smoke: bool, samples_per_step: int = 1) -> dict[str, Callable[[], Program]]:
-    """All programs by name, each made when it is called for."""
+    """All programs by name, each made when it is called for.
+
+    Raises:
+      ValueError: for fewer samples than one; a device that is not there has no memory to fill.
+    """
+    if samples_per_step < 1:
+        raise ValueError(f"--samples-per-step must be at least 1 here, got {samples_per_step}")
     found: dict[str, Callable[[], Program]] = {}
     for space in SEARCH_SPACES:
         settings = {**SEARCHES[space], "samples_per_step": samples_per_step}
@@ -483,7 +489,7 @@ def main() -> None:
     """Runs the benchmark."""
     config = tyro.cli(Config, description=__doc__)
     try:
-        names = chosen(list(programs(config.smoke)), config.only)
+        names = chosen(list(programs(config.smoke, config.samples_per_step)), config.only)
         target_of(config.target)
         if config.json is not None:
             config.json.parent.mkdir(parents=True, exist_ok=True)
