@@ -12,8 +12,8 @@ paper's settings (of NAS-Bench-201, for which it states none, the defaults); wit
 `--samples-per-step K`, K steps in one call.
 score/SPACE/PROXY, score/SPACE/init: the scores of one cell as `nasi score --proxies PROXY` computes
 them, num_params and flops beside it, and the draw of the supernet's parameters; the defaults.
-train/RECIPE, train/RECIPE/evaluate, train/RECIPE/init: a training step of `nasi train`, the test of
-a batch, and the first state. DARTS-V2 for the recipes of DARTS, else a cell of NAS-Bench-201.
+train/RECIPE, train/RECIPE/evaluate: a training step of `nasi train` and the test of a batch.
+DARTS-V2 for the recipes of DARTS, else a cell of NAS-Bench-201.
 predict: the classes of 64 images by the network of darts-cifar10.
 
 Images are those of CIFAR-10, or what the recipe is for. Each program is compiled in a process of
@@ -185,7 +185,6 @@ def programs(smoke: bool, samples_per_step: int = 1) -> dict[str, Callable[[], P
         trained = replace(recipe, num_cells=None) if smoke else recipe
         found[f"train/{name}"] = functools.partial(train_step, trained)
         found[f"train/{name}/evaluate"] = functools.partial(train_evaluate, trained)
-        found[f"train/{name}/init"] = functools.partial(train_init, trained)
         if name == "darts-cifar10":
             found["predict"] = functools.partial(predict, trained)
     return found
@@ -273,11 +272,6 @@ def _images(config: TrainConfig) -> Images:
 def _raw(size: int, config: TrainConfig, dtype: Any) -> Any:
     side = stored_size(config)
     return jax.ShapeDtypeStruct((size, side, side, 3), dtype)
-
-
-def train_init(config: TrainConfig) -> Program:
-    """The first state of a training."""
-    return Program(_training(config).init, (_key(),), config.matmul_precision)
 
 
 def train_step(config: TrainConfig) -> Program:

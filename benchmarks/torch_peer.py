@@ -321,7 +321,7 @@ def _training_step(config: Config) -> dict[str, Any]:
     images = trainer.Images(NUM_CLASSES, size, 255.0, *moments)
     algorithm = trainer.trainer(parse_genotype(estimators.GENOTYPE), recipe, images)
     key, rng = jax.random.key(config.seed), np.random.default_rng(config.seed)
-    state = jax.jit(algorithm.init)(key)
+    state = algorithm.init(key)
     batch = jax.device_put(
         (
             rng.integers(256, size=(size, *shape)).astype(np.uint8),

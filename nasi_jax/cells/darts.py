@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -540,8 +540,8 @@ def _add_edges(
     way is many times as large.
     """
 
-    def apply_ops(ops: Sequence[str], inputs: jax.Array) -> list[jax.Array]:
-        return [darts_op(op, inputs, stride=stride, spec=spec, pool_norm=True) for op in ops]
+    def apply_ops(ops: Sequence[str], inputs: jax.Array) -> Iterator[jax.Array]:
+        return (darts_op(op, inputs, stride=stride, spec=spec, pool_norm=True) for op in ops)
 
     together = functools.partial(darts_ops_together, stride=stride, spec=spec)
     return add_mixed_edges(
@@ -783,7 +783,7 @@ class DartsNetwork(_Skeleton):
         return outputs[1], outputs[2]
 
     def _sow_auxiliary(self, inputs: jax.Array) -> None:
-        if self.is_mutable_collection("auxiliary"):
+        if self.is_mutable_collection("auxiliary") or self.is_initializing():
             head = _AuxiliaryHead(
                 self.num_classes, self.spec, self.stem_form, name="auxiliary_head"
             )

@@ -257,9 +257,9 @@ class _MixedVertex(nn.Module):
         mix = chosen_op if self.one_hot else mixed_op
         return states.at[index].set(mix(self, self.ops, weights, total, total.shape)), None
 
-    def apply_ops(self, ops: Sequence[str], inputs: jax.Array) -> list[jax.Array]:
+    def apply_ops(self, ops: Sequence[str], inputs: jax.Array) -> Iterator[jax.Array]:
         """The outputs of the operations of these names."""
-        return [vertex_op(op, inputs, features=self.features, spec=self.spec) for op in ops]
+        return (vertex_op(op, inputs, features=self.features, spec=self.spec) for op in ops)
 
 
 class _OneShotCell(nn.Module):

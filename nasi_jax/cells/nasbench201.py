@@ -289,8 +289,8 @@ class _Supercell(nn.Module):
     def __call__(self, inputs: jax.Array, weights: jax.Array) -> tuple[jax.Array, None]:
         states = jnp.concatenate([inputs[None], jnp.zeros((3, *inputs.shape), inputs.dtype)])
 
-        def apply_ops(ops: Sequence[str], inputs: jax.Array) -> list[jax.Array]:
-            return [_apply_op(op, inputs, spec=self.spec) for op in ops]
+        def apply_ops(ops: Sequence[str], inputs: jax.Array) -> Iterator[jax.Array]:
+            return (_apply_op(op, inputs, spec=self.spec) for op in ops)
 
         states = add_mixed_edges(
             states,

@@ -7,6 +7,8 @@ from typing import Any
 
 import jax
 
+from nasi_jax.kernels.interpreter import UnreadableProgram
+
 
 def tapped(
     measure: Callable[[jax.Array, jax.Array], Any], zero: Any, array: jax.Array
@@ -20,7 +22,13 @@ def tapped(
       measure: maps an array and its cotangent to a pytree of the shapes and dtypes of `zero`.
       zero: a pytree of zeros.
       array: an intermediate result.
+
+    Raises:
+      UnreadableProgram: under the flag jax_custom_vjp3 of jax 0.10, which there loses an operand of
+        such rules in some programs (a DARTS supernet's), and fails deep inside.
     """
+    if getattr(jax.config, "jax_custom_vjp3", False) and jax.__version_info__ < (0, 11):
+        raise UnreadableProgram("derivative rules under jax_custom_vjp3")
 
     @jax.custom_vjp
     def identity(zero: Any, array: jax.Array) -> jax.Array:

@@ -419,7 +419,7 @@ class _Loop:
     def _start(self) -> _Kept:
         if self.checkpoints.latest_step() is not None:
             return _restored(self.checkpoints, self.algorithm, self.steps_per_epoch)
-        state = jax.jit(self.algorithm.init)(self.init_key)
+        state = self.algorithm.init(self.init_key)
         return _Kept(state, np.zeros(2), self.history)
 
     def _compiled(self, state: TrainState) -> tuple[Any, Any]:

@@ -16,7 +16,7 @@ from nasi_jax.cells import evaluation_network
 from nasi_jax.kernels import multiply_adds
 from nasi_jax.training import augment
 from nasi_jax.training.recipes import TrainConfig
-from nasi_jax.types import DropPath, Genotype, NetworkSpec
+from nasi_jax.types import DropPath, Genotype, NetworkSpec, NormMode
 
 _STATISTICS_MOMENTUM = 0.9
 _CROP_MARGIN = 4
@@ -71,7 +71,8 @@ class Training(NamedTuple):
 
     Attributes:
       network: the network, in norm mode `running`.
-      init: `key -> TrainState`.
+      init: `key -> TrainState`. Not to be compiled: the hundreds of parameters are drawn one by
+        one, by a program for each shape; all of them in one program take minutes to compile.
       step: `(key, state, images, labels) -> (TrainState, Score)`, of raw images `[B, H, W, C]` and
         labels `[B]`, with the same key at every step. The score is that of the main head on the
         batch before the step, with label smoothing in the loss.
@@ -109,13 +110,16 @@ def trainer(genotype: Genotype, config: TrainConfig, images: Images) -> Training
     network = network_of(genotype, config, images.num_classes)
     optimizer = optimizer_of(config, steps_per_epoch)
 
+    # Of its parameters alone, which are the same: the statistics would take a forward pass.
+    drawn = network_of(genotype, config, images.num_classes, norm="batch")
+
     def init(key: jax.Array) -> TrainState:
         shape = (config.norm_group or 1, config.image_size, config.image_size, 3)
-        variables = network.init(key, jnp.zeros(shape))
-        params = variables["params"]
+        inputs = jax.ShapeDtypeStruct(shape, jnp.float32)
+        params = drawn.lazy_init(key, inputs, mutable=["params"])["params"]
         stats = jax.tree.map_with_path(
-            lambda path, leaf: jnp.full_like(leaf, path[-1].key == "variance"),
-            variables.get("batch_stats", {}),
+            lambda path, leaf: jnp.full(leaf.shape, path[-1].key == "variance", leaf.dtype),
+            jax.eval_shape(network.init, key, inputs).get("batch_stats", {}),
         )
         return TrainState(params, stats, optimizer.init(params), jnp.zeros((), jnp.int32))
 
@@ -192,8 +196,10 @@ def prepared(raw: jax.Array, config: TrainConfig, images: Images) -> jax.Array:
     return _normalized(_unit(raw[:, window, window], images), images)
 
 
-def network_of(genotype: Genotype, config: TrainConfig, num_classes: int) -> nn.Module:
-    """Builds the network of a training configuration, in norm mode `running`.
+def network_of(
+    genotype: Genotype, config: TrainConfig, num_classes: int, norm: NormMode = "running"
+) -> nn.Module:
+    """Builds the network of a training configuration.
 
     Raises:
       ValueError: for a setting that it does not have.
@@ -217,7 +223,7 @@ def network_of(genotype: Genotype, config: TrainConfig, num_classes: int) -> nn.
             f"got {config.image_size}"
         )
     spec = NetworkSpec(
-        norm="running",
+        norm=norm,
         init=config.init,
         dtype=jnp.dtype(config.precision),
         depthwise=config.depthwise,

@@ -47,9 +47,9 @@ class DartsCell(nn.Module):
     @nn.compact
     def __call__(self, inputs, weights):
         def apply_ops(stride, ops, inputs):
-            return [
+            return (
                 darts_op(op, inputs, stride=stride, spec=self.spec, pool_norm=True) for op in ops
-            ]
+            )
 
         together = functools.partial(darts_ops_together, spec=self.spec)
         states = jnp.zeros((6, *inputs.shape[1:2], 2, 2, inputs.shape[-1]), inputs.dtype)

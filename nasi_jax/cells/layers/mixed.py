@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, cast
 
 import flax.linen as nn
@@ -13,8 +13,12 @@ import numpy as np
 
 from nasi_jax.cells.layers.conv import widened
 
-ApplyOps = Callable[[Sequence[str], jax.Array], list[jax.Array]]
-"""The outputs of the operations of these names, inside a compact method of a module."""
+ApplyOps = Callable[[Sequence[str], jax.Array], Iterable[jax.Array]]
+"""The outputs of the operations of these names, inside a compact method of a module.
+
+A generator where each is to be weighted before the next is computed: XLA:CPU rounds otherwise in
+another order.
+"""
 
 
 class Scope(nn.Module):
@@ -55,7 +59,7 @@ def stacked_op(
     """`mixed_op` as one sum over stacked outputs, whose gradient in the weights is one as well."""
     del shape
     names = [op for op in ops if op != "none"]
-    outputs = widened(jnp.stack(module.apply_ops(names, inputs)))
+    outputs = widened(jnp.stack([*module.apply_ops(names, inputs)]))
     shares = weights[np.array([ops.index(op) for op in names])]
     return jnp.sum(shares.reshape(-1, 1, 1, 1, 1) * outputs, axis=0).astype(inputs.dtype)
 
@@ -75,7 +79,7 @@ def chosen_op(
         return jnp.zeros(shape, inputs.dtype)
 
     def branch(op: str) -> Callable[[Any, jax.Array], jax.Array]:
-        return lambda module, inputs: module.apply_ops((op,), inputs)[0].astype(inputs.dtype)
+        return lambda module, inputs: next(module.apply_ops((op,), inputs)).astype(inputs.dtype)
 
     branches = [nothing, *(branch(ops[column]) for column in columns)]
     chosen = weights[jnp.array(columns)] != 0

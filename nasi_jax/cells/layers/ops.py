@@ -53,14 +53,22 @@ def kernel_init(name: Initializer) -> Callable[..., jax.Array]:
     variance, uniform. `xavier_normal`: variance 2 / (fan_in + fan_out). `lecun_normal`: variance
     1 / fan_in. `pytorch`: uniform on +-1/sqrt(fan_in), PyTorch's default for convolutions.
     """
-    scaling = nn.initializers.variance_scaling
-    return {
-        "he_normal": scaling(2.0, "fan_in", "normal"),
-        "he_uniform": scaling(2.0, "fan_in", "uniform"),
-        "xavier_normal": scaling(1.0, "fan_avg", "normal"),
-        "lecun_normal": scaling(1.0, "fan_in", "normal"),
-        "pytorch": scaling(1 / 3, "fan_in", "uniform"),
-    }[name]
+    return _INITIALIZERS[name]
+
+
+def _compiled(*scaling: Any) -> Callable[..., jax.Array]:
+    # One program for each shape, also where nothing around it is compiled; see
+    # `nasi_jax.training.trainer`.
+    return jax.jit(nn.initializers.variance_scaling(*scaling), static_argnums=(1, 2))
+
+
+_INITIALIZERS = {
+    "he_normal": _compiled(2.0, "fan_in", "normal"),
+    "he_uniform": _compiled(2.0, "fan_in", "uniform"),
+    "xavier_normal": _compiled(1.0, "fan_avg", "normal"),
+    "lecun_normal": _compiled(1.0, "fan_in", "normal"),
+    "pytorch": _compiled(1 / 3, "fan_in", "uniform"),
+}
 
 
 def halving_max_pool(inputs: jax.Array) -> jax.Array:
