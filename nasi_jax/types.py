@@ -91,7 +91,7 @@ class NetworkSpec:
         edges, and layers of one kind. That launches fewer kernels on a GPU, and gives the same but
         for rounding.
       scan_cells: whether cells of one shape in a row compile as one, which takes less time, in
-        networks whose parameters are apart.
+        networks whose parameters are apart; the result is the same.
     """
 
     norm: NormMode = "batch"

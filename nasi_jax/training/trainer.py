@@ -229,7 +229,8 @@ def network_of(
         depthwise=config.depthwise,
         norm_group=config.norm_group,
         remat=config.remat,
-        scan_cells=True,
+        # On two CPU cores a step took 1.06 to 1.2 times as long for 0.75 of the compilation.
+        scan_cells=jax.default_backend() != "cpu",
     )
     own: dict[str, Any] = {"stem": config.stem} if "stem" in given else {}
     if "auxiliary_weight" in given:
