@@ -90,8 +90,8 @@ class NetworkSpec:
       together: whether a supernet computes at once what does not wait for one another in a cell:
         edges, and layers of one kind. That launches fewer kernels on a GPU, and gives the same but
         for rounding.
-      scan_cells: whether cells of one shape in a row compile as one, which takes less time, in
-        networks whose parameters are apart; the result is the same.
+      scan_cells: whether alike cells of a DARTS genotype's network compile as one body, as those of
+        the supernet do; the result is the same.
     """
 
     norm: NormMode = "batch"

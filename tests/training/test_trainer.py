@@ -69,7 +69,7 @@ def batch(seed=0, size=8):
 def compiled(genotype, config):
     """The trainer; its functions are compiled once for all tests."""
     training = trainer(genotype, config, IMAGES)
-    jitted = {name: jax.jit(getattr(training, name)) for name in ("init", "step", "evaluate")}
+    jitted = {name: jax.jit(getattr(training, name)) for name in ("step", "evaluate")}
     return training._replace(**jitted)
 
 
@@ -87,6 +87,17 @@ def steps_of(genotype, config, num_steps=2):
         state, score = step(KEY, state, *batch(index, config.image_size))
         scores.append(score)
     return state, scores
+
+
+def test_parameters_are_those_of_a_forward_pass():
+    """Bit by bit; statistics are a mean of 0 and a variance of 1."""
+    network = network_of(CELLS, DARTS, IMAGES.num_classes)
+    expected = jax.jit(network.init)(jax.random.key(1), jnp.zeros((1, 8, 8, 3)))
+    state = first_state(CELLS)
+    chex.assert_trees_all_equal(state.params, expected["params"])
+    chex.assert_trees_all_equal_shapes(state.batch_stats, expected["batch_stats"])
+    for path, leaf in jax.tree.leaves_with_path(state.batch_stats):
+        assert np.all(np.asarray(leaf) == (path[-1].key == "variance"))
 
 
 # The optimizer and its schedule

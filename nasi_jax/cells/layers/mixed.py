@@ -79,7 +79,11 @@ def chosen_op(
         return jnp.zeros(shape, inputs.dtype)
 
     def branch(op: str) -> Callable[[Any, jax.Array], jax.Array]:
-        return lambda module, inputs: next(module.apply_ops((op,), inputs)).astype(inputs.dtype)
+        def apply_one(module: Any, inputs: jax.Array) -> jax.Array:
+            (output,) = module.apply_ops((op,), inputs)
+            return jnp.asarray(output, inputs.dtype)
+
+        return apply_one
 
     branches = [nothing, *(branch(ops[column]) for column in columns)]
     chosen = weights[jnp.array(columns)] != 0
