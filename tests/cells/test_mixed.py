@@ -108,12 +108,12 @@ def test_operations_and_edges_together_are_what_they_are_alone(norm):
 def test_a_search_of_edges_together_is_the_search():
     """Two samples at a time of a whole supernet, as on a GPU."""
     rng = np.random.default_rng(0)
-    images = jnp.asarray(rng.normal(size=(2, 2, 4, 4, 3)), jnp.float32)
+    images = jnp.asarray(rng.normal(size=(2, 2, 8, 8, 3)), jnp.float32)
     batches = Batch(images, jnp.arange(4).reshape(2, 2))
     space = search_space("nasbench201", init_channels=2, num_cells=1)
 
     def infos(together):
-        spec = NetworkSpec(norm="frozen", together=together)
+        spec = NetworkSpec(norm="none", together=together)
         search = nasi(space, num_classes=4, optimizer=one_step_ascent(2), spec=spec)
         state = search.init(jax.random.key(0), jax.tree.map(lambda leaf: leaf[0], batches))
         keys = jax.random.split(jax.random.key(1), 2)
