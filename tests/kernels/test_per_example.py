@@ -93,8 +93,26 @@ def test_chunks(chunk_size):
 
 
 def test_default_chunk():
-    sizes = {count: _default_chunk(count) for count in (64, 10, 7, 3, 11)}
+    sizes = {count: _default_chunk(count, 2) for count in (64, 10, 7, 3, 11)}
     assert sizes == {64: 8, 10: 5, 7: 7, 3: 3, 11: 11}
+
+
+def test_default_chunk_off_the_cpu(monkeypatch):
+    """All independent examples at once; of coupled ones the cotangents of one at a time."""
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert _default_chunk(64, 2) == 2
+    args = (params(), inputs(), cotangents())
+    sizes = []
+
+    def spied(function, arrays, *, batch_size):
+        sizes.append(batch_size)
+        return jax.vmap(function)(arrays)
+
+    monkeypatch.setattr(jax.lax, "map", spied)
+    for function, coupled in ((INDEPENDENT["own"], False), (batch_normalized, True)):
+        norms = squared_gradient_norms(function, *args, coupled=coupled)
+        np.testing.assert_allclose(norms, expected(function, *args), rtol=1e-10)
+    assert sizes == [len(inputs()), cotangents().shape[1]]
 
 
 def test_batch_statistics_are_gone_through():
