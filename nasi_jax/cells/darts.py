@@ -706,12 +706,10 @@ class DartsNetwork(_Skeleton):
             first, second = self._imagenet_stem(inputs)
         for number, stage in enumerate(_stages(self.num_cells)):
             channels = self.init_channels * 2**number
+            cells = range(stage.start, stage.start + stage.length)
             # The first two read what has other channels or another size than what the rest read.
-            alike = range(stage.start + 2, stage.start + stage.length)
-            apart = range(stage.start, stage.start + stage.length)
-            if self.spec.scan_cells and len(alike) > 1 and not self.is_initializing():
-                apart = apart[:2]
-            for index in apart:
+            scans = self.spec.scan_cells and len(cells[2:]) > 1 and not self.is_initializing()
+            for index in cells[:2] if scans else cells:
                 reduction = stage.reduction and index == stage.start
                 edges = self.genotype.reduce if reduction else self.genotype.normal
                 read = self.preprocess(index, first, second, channels)
@@ -722,8 +720,8 @@ class DartsNetwork(_Skeleton):
                 first, second = second, cell(*read, path)
                 if index == 2 * self.num_cells // 3 and self.auxiliary:
                     self._sow_auxiliary(second)
-            if len(apart) < stage.length:
-                first, second = self._scanned(alike, first, second, channels, drop_path)
+            if scans:
+                first, second = self._scanned(cells[2:], first, second, channels, drop_path)
         return self.head(second)
 
     def _scanned(
@@ -750,7 +748,8 @@ class DartsNetwork(_Skeleton):
         def apart(stacks: Any) -> dict[str, Any]:
             return unstacked(stacks, {kind: layers[kind] for kind in stacks})
 
-        def cells(network: DartsNetwork, carry: Any, indices: jax.Array) -> Any:
+        def cells(network: DartsNetwork, carry: Any) -> Any:
+            del network  # which is bound
             step = nn.scan(
                 _NextCell,
                 variable_axes={"params": 0, "batch_stats": 0},
@@ -758,7 +757,7 @@ class DartsNetwork(_Skeleton):
                 in_axes=(0, nn.broadcast),
             )
             return step(self.genotype, channels, self.spec, self.pool_norm, name="cells")(
-                carry, indices, drop_path
+                carry, jnp.array(indices), drop_path
             )[0]
 
         mapped = nn.map_variables(
@@ -768,7 +767,7 @@ class DartsNetwork(_Skeleton):
             trans_out_fn=lambda given: {name: apart(given[name]["cells"]) for name in given},
             mutable=True,
         )
-        carry: tuple[jax.Array, jax.Array] = mapped(self, (first, second), jnp.array(indices))
+        carry: tuple[jax.Array, jax.Array] = mapped(self, (first, second))
         return carry
 
     def _imagenet_stem(self, inputs: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -427,6 +427,29 @@ def test_vmapped_maps(group_name, case, axes):
     chex.assert_trees_all_close(jax.jit(batched)(*operands), looped(*operands), rtol=1e-10)
 
 
+@pytest.mark.parametrize("case", [case for case in SOME if case[0] == "depthwise"], ids=str)
+def test_vmapped_weight_gradient_of_gpus(monkeypatch, case):
+    """One larger map there, with the values of one map after another."""
+    ways = []
+
+    def on_cuda(*arrays, cuda, **others):
+        ways.append(others)
+        return cuda(*arrays)
+
+    monkeypatch.setattr(lax, "platform_dependent", on_cuda)
+    _, size, stride, dilation = case
+    x, w = arguments("depthwise", size)
+    window = _Window(size, stride, dilation)
+    g = _DEPTHWISE.forward(x, w, window)
+    pairs = normal(0, 2, *x.shape), normal(1, 2, *g.shape)
+
+    def apply(x, g):
+        return _DEPTHWISE.dw(x, g, window)
+
+    chex.assert_trees_all_close(jax.vmap(apply)(*pairs), loop(apply, (0, 0), *pairs), rtol=1e-10)
+    assert ways
+
+
 def loop(function, axes, left, right):
     """`vmap` as a loop over two."""
     return jnp.stack(

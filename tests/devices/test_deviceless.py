@@ -193,6 +193,8 @@ def test_names_are_chosen_by_their_first_parts():
         "train/darts-cifar10",
         "train/darts-cifar10/evaluate",
     ]
+    with pytest.raises(ValueError, match="--samples-per-step must be at least 1 here, got 0"):
+        compile_for.programs(smoke=True, samples_per_step=0)
     with pytest.raises(ValueError, match=r"no program 'train/darts-cifar'; known: search/darts, "):
         compile_for.chosen(names, ("train/darts-cifar",))
 

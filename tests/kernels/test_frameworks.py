@@ -29,6 +29,7 @@ from nasi_jax.kernels import (
 )
 from nasi_jax.kernels.modules import scan_axes
 from nasi_jax.kernels.proxies.proxy import for_norm, norm_of
+from nasi_jax.kernels.tap import tapped
 from nasi_jax.search import close_over, init_params
 from nasi_jax.types import Batch, NetworkSpec
 
@@ -293,6 +294,13 @@ def test_the_same_scores_or_none_with_each_flag(name, flagged):
     interpreter.check.cache_clear()
     for proxy, value in scores(space, with_flag).items():
         np.testing.assert_allclose(with_flag[proxy], value, rtol=1e-4, err_msg=proxy)
+
+
+@pytest.mark.skipif(jax.__version_info__ >= (0, 11), reason="rules are whole from jax 0.11 on")
+@pytest.mark.parametrize("flagged", ["jax_custom_vjp3"], indirect=True)
+def test_rules_that_jax_breaks_are_refused(flagged):
+    with pytest.raises(interpreter.UnreadableProgram, match=flagged):
+        tapped(lambda array, cotangent: jnp.sum(cotangent), 0.0, jnp.ones(2))
 
 
 class Custom(nn.Module):

@@ -27,7 +27,8 @@ convolutions of its library a search step of DARTS took twice as long on an H200
 
 Under `vmap` each becomes one larger map of its kind: examples join the batch, kernels the
 channels. The weight gradient of each example by itself, which JAX would turn into a grouped
-convolution, is a product of matrices (dense) or sums of products (depthwise).
+convolution, is a product of matrices (dense) or sums of products (depthwise; on a GPU one larger
+map as well).
 """
 
 from __future__ import annotations
