@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from nasi_jax.cells.choice import indicator, random_alpha, selected
 from nasi_jax.cells.genotype import call_fields, check_op, shown
-from nasi_jax.cells.layers.mixed import Scope, add_mixed_edges, unstacked
+from nasi_jax.cells.layers.mixed import Scope, add_mixed_edges, stacked, unstacked
 from nasi_jax.cells.layers.ops import (
     Conv,
     FactorizedReduce,
@@ -738,9 +738,9 @@ class DartsNetwork(_Skeleton):
         """
         layers = {kind: [f"{kind}_{index}" for index in indices] for kind in _NextCell.layers}
 
-        def stacked(variables: Any) -> Any:
+        def joined(variables: Any) -> Any:
             return {
-                kind: jax.tree.map(lambda *leaves: jnp.stack(leaves), *map(variables.get, names))
+                kind: stacked([variables[name] for name in names])
                 for kind, names in layers.items()
                 if names[0] in variables  # a cell of identities has none
             }
@@ -763,7 +763,7 @@ class DartsNetwork(_Skeleton):
         mapped = nn.map_variables(
             cells,
             ("params", "batch_stats"),
-            trans_in_fn=lambda given: {name: {"cells": stacked(given[name])} for name in given},
+            trans_in_fn=lambda given: {name: {"cells": joined(given[name])} for name in given},
             trans_out_fn=lambda given: {name: apart(given[name]["cells"]) for name in given},
             mutable=True,
         )

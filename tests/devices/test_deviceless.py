@@ -4,6 +4,7 @@ import dataclasses
 import importlib.util
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import numpy as np
 import pytest
 
 from nasi_jax.cells import SEARCH_SPACES
+from nasi_jax.config import SearchConfig
 from nasi_jax.devices import deviceless
 from nasi_jax.devices.launches import Launches, Loop
 from nasi_jax.kernels import PROXIES
@@ -298,3 +300,19 @@ def test_what_failed_is_a_row_and_the_rest_goes_on(monkeypatch, capsys, tmp_path
     assert [row[-2].strip() for row in rows[1:]] == ["", "aborted: a check", ""]
     records = json.loads(path.read_text())
     assert [record["error"] for record in records] == [None, "aborted: a check", None]
+
+
+def test_a_search_for_a_gpu_takes_edges_together():
+    """Its scans over the six edges of a NAS-Bench-201 cell are over three steps there."""
+    settings = {"init_channels": 2, "num_cells": 2, "ops": ("skip_connect", "nor_conv_1x1")}
+    config = SearchConfig(space="nasbench201", redraw=False, batch_size=2, image_size=8, **settings)
+
+    def lengths():
+        program = compile_for.search_step(config.resolved())
+        text = str(jax.make_jaxpr(program.function)(*program.arguments))
+        return set(re.findall(r"length=(\d+)", text))
+
+    alone = lengths()
+    with deviceless.chosen_as_for("h100"):
+        together = lengths()
+    assert "6" in alone and "6" not in together and "3" in together

@@ -32,6 +32,17 @@ class Scope(nn.Module):
         return self.layers(inputs)
 
 
+def _columns(ops: Sequence[str]) -> list[int]:
+    """The columns of the operations that add something: all but `none`."""
+    return [column for column, op in enumerate(ops) if op != "none"]
+
+
+def _applied(module: Any, ops: Sequence[str], inputs: jax.Array) -> Iterable[jax.Array]:
+    """The outputs of these operations, in the order of their columns."""
+    outputs: Iterable[jax.Array] = module.apply_ops([ops[each] for each in _columns(ops)], inputs)
+    return outputs
+
+
 def mixed_op(
     module: Any, ops: Sequence[str], weights: jax.Array, inputs: jax.Array, shape: Sequence[int]
 ) -> jax.Array:
@@ -45,10 +56,9 @@ def mixed_op(
       shape: shape of the output.
     """
     del shape
-    names = [op for op in ops if op != "none"]
     outputs = [
-        weights[ops.index(op)] * widened(output)
-        for op, output in zip(names, module.apply_ops(names, inputs), strict=True)
+        weights[column] * widened(output)
+        for column, output in zip(_columns(ops), _applied(module, ops, inputs), strict=True)
     ]
     return functools.reduce(jnp.add, outputs).astype(inputs.dtype)
 
@@ -58,9 +68,8 @@ def stacked_op(
 ) -> jax.Array:
     """`mixed_op` as one sum over stacked outputs, whose gradient in the weights is one as well."""
     del shape
-    names = [op for op in ops if op != "none"]
-    outputs = widened(jnp.stack([*module.apply_ops(names, inputs)]))
-    shares = weights[np.array([ops.index(op) for op in names])]
+    outputs = widened(jnp.stack([*_applied(module, ops, inputs)]))
+    shares = weights[np.array(_columns(ops))]
     return jnp.sum(shares.reshape(-1, 1, 1, 1, 1) * outputs, axis=0).astype(inputs.dtype)
 
 
@@ -73,7 +82,7 @@ def chosen_op(
     """
     if module.is_initializing():
         return mixed_op(module, ops, weights, inputs, shape)
-    columns = [column for column, op in enumerate(ops) if op != "none"]
+    columns = _columns(ops)
 
     def nothing(module: Any, inputs: jax.Array) -> jax.Array:
         return jnp.zeros(shape, inputs.dtype)
@@ -232,6 +241,11 @@ def _add_together(
     of_steps = jax.tree.map(lambda leaf: leaf[rows], variables)
     xs = (of_steps, sources[rows], shares, jnp.where(taken, weights[rows], 0))
     return jax.lax.scan(add_step, states, xs)[0]
+
+
+def stacked(trees: Sequence[Any]) -> Any:
+    """One tree of several of the same structure, their leaves stacked along a first axis."""
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
 
 
 def unstacked(variables: Any, names: Mapping[str, Sequence[str]], axis: int = 0) -> Any:

@@ -14,6 +14,7 @@ import numpy as np
 from jax import lax
 
 from nasi_jax.cells.layers.conv import conv, depthwise_conv, max_pool, widened
+from nasi_jax.cells.layers.mixed import stacked
 from nasi_jax.cells.layers.norm import Norm
 from nasi_jax.types import Initializer, NetworkSpec
 
@@ -312,8 +313,7 @@ def _apply_each(
     """The outputs of a layer for several variables and inputs, by one call under `vmap`."""
     if not inputs:
         return []
-    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *variables)
-    return list(jax.vmap(layer.apply)(stacked, jnp.stack(inputs)))
+    return list(jax.vmap(layer.apply)(stacked(variables), jnp.stack(inputs)))
 
 
 class Head(nn.Module):
