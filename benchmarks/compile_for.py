@@ -7,11 +7,12 @@ Expected:  a row for each program and none that failed or aborted; exit status 1
 
 The programs, which `--only` chooses by name or by the first parts of a name:
 
-search/SPACE, search/SPACE/init: a step of `nasi search` and the draw of its first state, with the
-paper's settings (of NAS-Bench-201, for which it states none, the defaults); with
-`--samples-per-step K`, K steps in one call.
+search/SPACE: a step of `nasi search` with the paper's settings (of NAS-Bench-201, for which it
+states none, the defaults); with `--samples-per-step K`, K steps in one call. The theta_0 of a
+search that has one is drawn on the host.
 score/SPACE/PROXY, score/SPACE/init: the scores of one cell as `nasi score --proxies PROXY` computes
-them, num_params and flops beside it, and the draw of the supernet's parameters; the defaults.
+them, num_params and flops beside it, and the draw of the supernet's parameters; the defaults; with
+`--archs-per-call K`, of K cells in one call.
 train/RECIPE, train/RECIPE/evaluate: a training step of `nasi train` and the test of a batch.
 DARTS-V2 for the recipes of DARTS, else a cell of NAS-Bench-201.
 predict: the classes of 64 images by the network of darts-cifar10.
@@ -58,7 +59,7 @@ from nasi_jax.devices import cache
 from nasi_jax.devices.deviceless import Compiled, chosen_as_for, compile_for, device_of, target_of
 from nasi_jax.kernels import PROXIES
 from nasi_jax.runs.predict import AT_ONCE, probabilities_of
-from nasi_jax.runs.score import functions_of, proxies_of
+from nasi_jax.runs.score import functions_of, proxies_of, together
 from nasi_jax.runs.search import build, space_of
 from nasi_jax.runs.train import stored_size
 from nasi_jax.storage import files
@@ -124,6 +125,8 @@ class Config:
     """The smallest sizes, for tests."""
     samples_per_step: int = 1
     """How many samples a search takes in one call."""
+    archs_per_call: int = 1
+    """How many cells are scored in one call."""
     json: Path | None = None
     """A file for a list with a record of each program."""
     loops: int = 0
@@ -156,33 +159,36 @@ class Failed(Exception):
     """A process that did not do what it was for, and why."""
 
 
-def programs(smoke: bool, samples_per_step: int = 1) -> dict[str, Callable[[], Program]]:
+def programs(config: Config) -> dict[str, Callable[[], Program]]:
     """All programs by name, each made when it is called for.
 
     Raises:
       ValueError: for fewer samples than one; a device that is not there has no memory to fill.
     """
-    if samples_per_step < 1:
-        raise ValueError(f"--samples-per-step must be at least 1 here, got {samples_per_step}")
+    for flag, number in (
+        ("--samples-per-step", config.samples_per_step),
+        ("--archs-per-call", config.archs_per_call),
+    ):
+        if number < 1:
+            raise ValueError(f"{flag} must be at least 1 here, got {number}")
     found: dict[str, Callable[[], Program]] = {}
     for space in SEARCH_SPACES:
-        settings = {**SEARCHES[space], "samples_per_step": samples_per_step}
+        settings = {**SEARCHES[space], "samples_per_step": config.samples_per_step}
         search = SearchConfig(space=space, **settings).resolved()
-        if smoke:
+        if config.smoke:
             search = replace(search, **SMALLEST[space])
         found[f"search/{space}"] = functools.partial(search_step, search)
-        found[f"search/{space}/init"] = functools.partial(search_init, search)
     for space in SEARCH_SPACES:
-        score = ScoreConfig(space=space)
-        if smoke:
+        score = ScoreConfig(space=space, archs_per_call=config.archs_per_call)
+        if config.smoke:
             score = replace(score, **SMALLEST[space])
         found[f"score/{space}/init"] = functools.partial(score_init, score)
         for proxy in PROXIES:
             found[f"score/{space}/{proxy}"] = functools.partial(
-                score_cell, score, proxy, alone=smoke
+                score_cell, score, proxy, alone=config.smoke
             )
     for name, recipe in RECIPES.items():
-        trained = replace(recipe, num_cells=None) if smoke else recipe
+        trained = replace(recipe, num_cells=None) if config.smoke else recipe
         found[f"train/{name}"] = functools.partial(train_step, trained)
         found[f"train/{name}/evaluate"] = functools.partial(train_evaluate, trained)
         if name == "darts-cifar10":
@@ -217,24 +223,15 @@ def _batch(size: int, image_size: int) -> Batch:
     return Batch(images, labels)
 
 
-def search_init(config: ResolvedSearch) -> Program:
-    """The first state of a search, of a resolved configuration."""
-    _, algorithm = build(config, NUM_CLASSES)
-    arguments = (_key(), _batch(config.batch_size, config.image_size))
-    return Program(algorithm.init, arguments, config.matmul_precision)
-
-
 def search_step(config: ResolvedSearch) -> Program:
     """A step of a search, or several in one call, of a resolved configuration."""
-    init, (key, batch), precision, _ = search_init(config)
     _, algorithm = build(config, NUM_CLASSES)
-    state = jax.eval_shape(init, key, batch)
-    number = config.samples_per_step
+    key, batch = _key(), _batch(config.batch_size, config.image_size)
+    state = jax.eval_shape(algorithm.init, key, batch)
+    precision, number = config.matmul_precision, config.samples_per_step
     if number == 1:
         return Program(jax.jit(algorithm.step, donate_argnums=1), (key, state, batch), precision)
-    keys, batches = jax.eval_shape(
-        lambda *leaves: jax.tree.map(lambda leaf: jnp.stack(number * [leaf]), leaves), key, batch
-    )
+    keys, batches = _several(number, (key, batch))
     count = jax.ShapeDtypeStruct((), jnp.int32)
     steps = jax.jit(algorithm.steps, donate_argnums=1)
     return Program(steps, (keys, state, batches, count), precision, number)
@@ -249,13 +246,22 @@ def score_init(config: ScoreConfig) -> Program:
 
 
 def score_cell(config: ScoreConfig, proxy: str, *, alone: bool) -> Program:
-    """The score of a cell, with those that every table of scores has unless it is alone."""
+    """The score of a cell or of several, with those that every table has unless it is alone."""
     init, (key, inputs, weights), precision, _ = score_init(config)
     proxies = proxies_of(config, (proxy,))
     _, score = functions_of(config, {proxy: proxies[proxy]} if alone else proxies, NUM_CLASSES)
     params = jax.eval_shape(init, key, inputs, weights)
-    batch = _batch(config.batch_size, config.image_size)
-    return Program(score, (key, params, weights, batch), precision)
+    batch, number = _batch(config.batch_size, config.image_size), config.archs_per_call
+    if number > 1:
+        score, weights = together(score), _several(number, weights)
+    return Program(score, (key, params, weights, batch), precision, number)
+
+
+def _several(number: int, shapes: Any) -> Any:
+    """The shapes of so many stacked."""
+    return jax.eval_shape(
+        lambda tree: jax.tree.map(lambda leaf: jnp.stack(number * [leaf]), tree), shapes
+    )
 
 
 def _training(config: TrainConfig) -> Training:
@@ -304,14 +310,14 @@ def predict(config: TrainConfig) -> Program:
     return Program(function, arguments, config.matmul_precision, AT_ONCE)
 
 
-def compiled(target: str, name: str, smoke: bool, samples_per_step: int) -> Compiled:
+def compiled(config: Config, name: str) -> Compiled:
     """A program compiled, in the process that calls it."""
     cache.turn_off()
-    with chosen_as_for(target):
-        program = programs(smoke, samples_per_step)[name]()
+    with chosen_as_for(config.target):
+        program = programs(config)[name]()
     with jax.default_matmul_precision(program.matmul_precision):
         return compile_for(
-            target, program.function, *program.arguments, name=name, samples=program.samples
+            config.target, program.function, *program.arguments, name=name, samples=program.samples
         )
 
 
@@ -384,8 +390,7 @@ def reason_of(log: str, exit_code: int | None) -> str:
 def outcome_of(config: Config, name: str) -> Outcome:
     """Compiles a program in a process of its own."""
     try:
-        arguments = (config.target, name, config.smoke, config.samples_per_step)
-        return Outcome(name, isolated(config.limit, compiled, *arguments))
+        return Outcome(name, isolated(config.limit, compiled, config, name))
     except Failed as failure:
         return Outcome(name, error=str(failure))
 
@@ -483,7 +488,7 @@ def main() -> None:
     """Runs the benchmark."""
     config = tyro.cli(Config, description=__doc__)
     try:
-        names = chosen(list(programs(config.smoke, config.samples_per_step)), config.only)
+        names = chosen(list(programs(config)), config.only)
         target_of(config.target)
         if config.json is not None:
             config.json.parent.mkdir(parents=True, exist_ok=True)

@@ -121,7 +121,7 @@ def measure(config: Config, cache: str) -> dict[str, Any]:
     space, algorithm = build(search, dataset.num_classes)
     search_key, data_key = jax.random.split(jax.random.key(search.seed))
     batch = dataset.batch(data_key, 0, search.batch_size)
-    state = jax.jit(algorithm.init)(search_key, batch)
+    state = algorithm.init(search_key, batch)
 
     begin = time.perf_counter()
     lowered = jax.jit(algorithm.step, donate_argnums=1).lower(search_key, state, batch)

@@ -84,7 +84,10 @@ class Search(Resumable):
     result.json, history.csv, history.png, cells.svg, cells.png and a checkpoint to resume from.
     """
 
-    less_memory = "lower --batch-size, or raise --micro-batches with --norm frozen or none"
+    less_memory = (
+        "lower --batch-size or --samples-per-step, or raise --micro-batches with --norm frozen or "
+        "none"
+    )
     config: Annotated[SearchConfig, tyro.conf.arg(name="")] = field(default_factory=SearchConfig)
     out: Path = Path("runs/search")
     """Output directory."""
@@ -123,7 +126,7 @@ class Score(Resumable):
     is better when higher.
     """
 
-    less_memory = "lower --batch-size"
+    less_memory = "lower --batch-size or --archs-per-call"
     config: Annotated[ScoreConfig, tyro.conf.arg(name="")] = field(default_factory=ScoreConfig)
     out: Path = Path("runs/scores.csv")
     """Output file, a .csv."""
@@ -157,7 +160,7 @@ class Compare(Resumable):
     writes compare.csv, compare.json and compare.png into the output directory.
     """
 
-    less_memory = "lower --batch-size"
+    less_memory = "lower --batch-size or --archs-per-call"
     config: Annotated[ScoreConfig, tyro.conf.arg(name="")] = field(
         default_factory=lambda: ScoreConfig(norm="frozen", batch_size=8)
     )
@@ -192,7 +195,7 @@ class Rank(Resumable):
     rank.csv, rank.json, rank.png, scores.csv and scores.json into the output directory.
     """
 
-    less_memory = "lower --batch-size"
+    less_memory = "lower --batch-size or --archs-per-call"
     config: Annotated[RankConfig, tyro.conf.arg(name="")]
     out: Path = Path("runs/rank")
     """Output directory."""

@@ -305,6 +305,9 @@ class ScoreConfig(Network, Images, Supernet):
         gradients of single examples take a backward pass of the whole batch for each. synflow has
         no normalization in any norm mode.
       batch_size: examples in the one batch that all architectures see.
+      archs_per_call: how many architectures to score in one call of the device, all operations
+        computed for each of them; 0 for 1 on a CPU, elsewhere for 16 or as many as fit into its
+        memory. Changes scores by rounding only, and takes that many times the memory.
 
     Raises:
       ValueError: for a value that is not accepted; the message says what is.
@@ -315,6 +318,7 @@ class ScoreConfig(Network, Images, Supernet):
     seeds: Annotated[int, Field(ge=1, le=1000)] = 1
     proxies: tuple[str, ...] = ("batch_gradient", "grad_norm", "naswot")
     batch_size: Count = 32
+    archs_per_call: Annotated[int, Field(ge=0, le=1000)] = 0
 
     def __post_init__(self) -> None:
         if self.seed + self.seeds > 2**32:

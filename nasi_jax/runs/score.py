@@ -18,11 +18,13 @@ import numpy as np
 
 from nasi_jax import config as configuration
 from nasi_jax.cells import parse_genotype
+from nasi_jax.cells.layers.mixed import stacked
 from nasi_jax.config import ScoreConfig
 from nasi_jax.kernels import proxy_named
 from nasi_jax.kernels.proxies.proxy import for_norm, norm_of
 from nasi_jax.runs.search import datasets_of, space_of
 from nasi_jax.search import close_over, init_params
+from nasi_jax.search.loop import free_memory, number_that_fits
 from nasi_jax.storage.directory import RunDirectory, provenance
 from nasi_jax.storage.files import csv_text, json_text
 from nasi_jax.types import (
@@ -41,9 +43,12 @@ ALWAYS = ("num_params", "flops")
 """Proxies that are always computed."""
 
 _SECONDS_BETWEEN_WRITES = 5.0
+_MOST_AT_ONCE = 16
+"""Architectures in a call, however much memory there is: by then few launches are left of each."""
 _DRAWS_PER_ARCHITECTURE = 50
 
 _C = TypeVar("_C", bound=ScoreConfig)
+_T = TypeVar("_T")
 
 
 def run_directory(out: Path) -> RunDirectory:
@@ -296,8 +301,11 @@ def scored(
         directory.write(directory.record, json_text(record_of(config, scores)))
         directory.write(table.name, csv_text(columns, lines))
 
-    # Earlier versions gave scores on CPUs alone, where it changes nothing.
-    added = {"matmul_precision": config.matmul_precision}
+    # Earlier versions gave scores on CPUs alone, where these change nothing.
+    added = {
+        "matmul_precision": config.matmul_precision,
+        "archs_per_call": config.archs_per_call,
+    }
     begun = dataclasses.replace(directory, added=added).begun
     with begun(configuration.to_dict(config), resume=resume, overwrite=overwrite):
         known = _known(table, columns, proxies) if table.exists() else {}
@@ -354,6 +362,16 @@ def functions_of(
     return init, score_weights
 
 
+def together(score_weights: Callable[..., _T]) -> Callable[..., _T]:
+    """A function that scores one architecture, for the weights `[K, ...]` of several at once.
+
+    The parameters and the batch are the same for all. Every operation is computed for each of
+    them: on an H100 that is a twentieth of the kernel launches, where a CPU would wait for the
+    arithmetic.
+    """
+    return jax.vmap(score_weights, in_axes=(None, None, 0, None))
+
+
 def _scores(
     config: ScoreConfig,
     proxies: Mapping[str, ProxyFn],
@@ -365,57 +383,71 @@ def _scores(
     on_progress: OnProgress,
 ) -> Scores:
     """Computes the missing scores, and writes them at intervals and at the end."""
-    space, num_compilations = space_of(config), 0
-    draw, compute = functions_of(config, proxies, num_classes)
+    space, norms = space_of(config), _norms(config, proxies)
+    draw, score_weights = functions_of(config, proxies, num_classes)
     init = jax.jit(draw)
+    weights = {genotype.to_text(): space.one_hot(genotype) for genotype in genotypes}
+    seeds = range(config.seed, config.seed + config.seeds)
+    tasks = [(seed, text) for seed in seeds for text in weights]
+    rows = {task: known[task] for task in tasks if task in known}
+    left = {seed: [text for text in weights if (seed, text) not in rows] for seed in seeds}
+    num_compilations, compile_seconds = 0, 0.0
 
-    @jax.jit
-    def score_weights(*arguments: Any) -> dict[str, jax.Array]:
-        # Runs when JAX traces it: once for each program that it compiles.
-        nonlocal num_compilations
-        num_compilations += 1
-        return compute(*arguments)
+    def scores() -> Scores:
+        in_order = tuple(rows[task] for task in tasks if task in rows)
+        return Scores(in_order, norms, num_compilations, compile_seconds)
+
+    if len(rows) == len(tasks):  # their record says how they came about
+        return scores()
 
     @functools.lru_cache(maxsize=1)  # the seeds come one after another
     def drawn(seed: int) -> tuple[jax.Array, Params, Batch]:
         keys, batch = _keys(seed), batch_of(seed)
-        weights = space.one_hot(genotypes[0])
-        return keys["proxies"], init(keys["parameters"], batch.inputs, weights), batch
+        params = init(keys["parameters"], batch.inputs, next(iter(weights.values())))
+        return keys["proxies"], jax.block_until_ready(params), batch
 
-    def values_of(seed: int, genotype: Any) -> dict[str, float]:
+    def arguments(seed: int, texts: Sequence[str], count: int) -> tuple[Any, ...]:
+        """For a call of so many architectures, of which the last one may stand there repeatedly."""
         key, params, batch = drawn(seed)
-        found = jax.device_get(score_weights(key, params, space.one_hot(genotype), batch))
-        return {name: float(found[name]) for name in proxies}  # JAX sorts the names
+        chosen = [weights[text] for text in texts]
+        chosen += (count - len(chosen)) * chosen[-1:]
+        return key, params, chosen[0] if count == 1 else stacked(chosen), batch
 
-    seeds = range(config.seed, config.seed + config.seeds)
-    texts = tuple(genotype.to_text() for genotype in genotypes)
-    tasks = [(seed, *pair) for seed in seeds for pair in zip(texts, genotypes, strict=True)]
-    norms = _norms(config, proxies)
-    rows: list[Row] = []
-    compile_seconds, written = 0.0, time.monotonic()
-    for seed, text, genotype in tasks:
-        if (seed, text) in known:
-            rows.append(known[seed, text])
-            continue
-        if num_compilations == 0:
-            on_progress(Progress("compiling", len(tasks), len(rows)))
+    def compiled(count: int) -> jax.stages.Compiled:
+        nonlocal num_compilations
+        num_compilations += 1
+        function = score_weights if count == 1 else together(score_weights)
+        seed = next(seed for seed in seeds if left[seed])
+        return jax.jit(function).lower(*arguments(seed, left[seed][:1], count)).compile()
+
+    on_progress(Progress("compiling", len(tasks), len(rows)))
+    begin = time.perf_counter()
+    most = config.archs_per_call or (1 if free_memory() is None else _MOST_AT_ONCE)
+    count = min(most, max(map(len, left.values())))
+    program = compiled(count)
+    if not config.archs_per_call and number_that_fits(program, count) < count:
+        count = number_that_fits(program, count)
+        program = compiled(count)
+    compile_seconds = time.perf_counter() - begin
+    on_progress(Progress("compiled", len(tasks), len(rows)))
+    written = time.monotonic()
+    for seed, texts in left.items():
+        for start in range(0, len(texts), count):
+            called = texts[start : start + count]
+            operands = arguments(seed, called, count)  # not counted to its first architectures
             begin = time.perf_counter()
-            values_of(seed, genotype)
-            compile_seconds = time.perf_counter() - begin
-            on_progress(Progress("compiled", len(tasks), len(rows)))
-        jax.block_until_ready(drawn(seed))  # not counted to its first architecture
-        begin = time.perf_counter()
-        values = values_of(seed, genotype)
-        rows.append(Row(seed, text, values, time.perf_counter() - begin))
-        each_seconds = float(np.mean([row.seconds for row in rows]))
-        on_progress(Progress("scoring", len(tasks), len(rows), each_seconds))
-        if time.monotonic() - written > _SECONDS_BETWEEN_WRITES:
-            write(Scores(tuple(rows), norms, num_compilations, compile_seconds))
-            written = time.monotonic()
-    scores = Scores(tuple(rows), norms, num_compilations, compile_seconds)
-    if num_compilations:  # or all of them were known, and their record says how they came about
-        write(scores)
-    return scores
+            found = jax.device_get(program(*operands))
+            seconds = (time.perf_counter() - begin) / len(called)
+            for index, text in enumerate(called):
+                values = {name: float(np.atleast_1d(found[name])[index]) for name in proxies}
+                rows[seed, text] = Row(seed, text, values, seconds)
+            each_seconds = float(np.mean([row.seconds for row in rows.values()]))
+            on_progress(Progress("scoring", len(tasks), len(rows), each_seconds))
+            if time.monotonic() - written > _SECONDS_BETWEEN_WRITES:
+                write(scores())
+                written = time.monotonic()
+    write(scores())
+    return scores()
 
 
 def record_of(config: ScoreConfig, scores: Scores) -> dict[str, Any]:

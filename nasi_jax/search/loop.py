@@ -81,7 +81,7 @@ def run(
     if on_stage is not None:
         on_stage("compiling")
     if start is None:
-        state = jax.jit(algorithm.init)(jax.random.fold_in(key, 0), batches(0))
+        state = algorithm.init(jax.random.fold_in(key, 0), batches(0))
         infos, seconds = [], []
     else:
         state, seconds = start.state, list(start.step_seconds)
@@ -129,7 +129,7 @@ def _compiled(
         step = jax.jit(algorithm.step, donate_argnums=1)
         return step.lower(_step_key(key, steps.start), state, batches(steps.start)).compile()
 
-    together = min(samples_per_step or _number_that_fits(single()), len(steps))
+    together = min(samples_per_step or min(number_that_fits(single()), _MOST_SAMPLES), len(steps))
     if together == 1:
         program = single()
 
@@ -157,14 +157,25 @@ def _compiled(
     return call_several, together
 
 
-def _number_that_fits(program: jax.stages.Compiled) -> int:
-    """How many samples fit into the device's memory, by what one takes; 1 if it is not known."""
-    memory, needed = jax.local_devices()[0].memory_stats(), program.memory_analysis()
-    if memory is None or "bytes_limit" not in memory or needed is None:
+def free_memory() -> int | None:
+    """Bytes of the device's memory that a call may take; None where it does not tell, as a CPU."""
+    memory = jax.local_devices()[0].memory_stats()
+    if memory is None or "bytes_limit" not in memory:
+        return None
+    return int(_SHARE_OF_MEMORY * (memory["bytes_limit"] - memory["bytes_in_use"]))
+
+
+def number_that_fits(program: jax.stages.Compiled, samples: int = 1) -> int:
+    """How many samples a call can take in the device's memory; 1 if that is not known.
+
+    Args:
+      program: a program of so many samples, to infer from what one takes.
+      samples: how many.
+    """
+    free, needed = free_memory(), program.memory_analysis()
+    if free is None or needed is None:
         return 1
-    free = memory["bytes_limit"] - memory["bytes_in_use"]
-    each = max(1, needed.temp_size_in_bytes)
-    return int(np.clip(_SHARE_OF_MEMORY * free // each, 1, _MOST_SAMPLES))
+    return max(1, samples * free // max(1, needed.temp_size_in_bytes))
 
 
 def _step_key(key: jax.Array, index: jax.Array | int) -> jax.Array:

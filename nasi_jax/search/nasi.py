@@ -13,7 +13,12 @@ import optax
 
 from nasi_jax.kernels.trace import batch_gradient
 from nasi_jax.search.objective import Constraint, ConstraintState, adaptive, penalized
-from nasi_jax.search.relaxation import close_over, gumbel_softmax, init_params
+from nasi_jax.search.relaxation import (
+    close_over,
+    gumbel_softmax,
+    init_params,
+    init_params_on_host,
+)
 from nasi_jax.types import (
     Alpha,
     Batch,
@@ -64,7 +69,8 @@ class SearchAlgorithm(NamedTuple):
     """A search as pure functions, which a caller may jit, and call in a loop of their own.
 
     Attributes:
-      init: `(key, batch) -> SearchState`.
+      init: `(key, batch) -> SearchState`. Not to be compiled: as it stands it draws theta_0 on the
+        host; see `init_params_on_host`.
       step: `(key, state, batch) -> (SearchState, SearchInfo)`.
       steps: `(keys [K], state, batches [K, B, ...], count) -> (SearchState, SearchInfo [K, ...])`:
         the first `count` of K steps in one program, whose samples are taken together. The result
@@ -154,9 +160,6 @@ def nasi(
     rule = adaptive(500.0) if constraint is None else constraint
     supernet = space.supernet(num_classes, spec)
 
-    def draw(key: jax.Array, alpha: Alpha, inputs: jax.Array) -> Params:
-        return init_params(key, supernet, inputs, jax.tree.map(jax.nn.softmax, alpha))
-
     def drawn(
         key: jax.Array, alpha: Alpha, params: Params, batch: Batch
     ) -> tuple[jax.Array, Params]:
@@ -164,7 +167,7 @@ def nasi(
         if not redraw:
             return key, params
         key, params_key = jax.random.split(key)
-        return key, draw(params_key, alpha, batch.inputs)
+        return key, init_params(params_key, supernet, batch.inputs, alpha)
 
     def trace_of(
         key: jax.Array,
@@ -189,8 +192,9 @@ def nasi(
     def init_fn(key: jax.Array, batch: Batch) -> SearchState:
         params_key, sample_key = jax.random.split(key)
         alpha = space.init_alpha()
-        params = draw(params_key, alpha, batch.inputs)
-        reference = batch.inputs if spec.norm == "frozen" else None
+        params = init_params_on_host(params_key, supernet, batch.inputs, alpha)
+        # In a buffer of its own: the state may be donated, the batch not.
+        reference = jnp.array(batch.inputs) if spec.norm == "frozen" else None
 
         def sample_traces(num_samples: int) -> jax.Array:
             def x(key: jax.Array) -> jax.Array:

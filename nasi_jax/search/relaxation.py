@@ -57,7 +57,8 @@ def init_params(key: jax.Array, supernet: nn.Module, inputs: jax.Array, weights:
 
     By XLA's own generator (`rbg` keys), made from the given key: on CPU the default one takes
     12 to 26 seconds to compile for the parameters of a supernet, this one 3 to 8. The draw is
-    a function of the key on one kind of device; another kind may draw other numbers.
+    a function of the key on one kind of device; another kind may draw other numbers. See
+    `init_params_on_host`.
 
     Args:
       key: random key, consumed.
@@ -68,6 +69,31 @@ def init_params(key: jax.Array, supernet: nn.Module, inputs: jax.Array, weights:
     words = jax.random.bits(key, (4,), jnp.uint32)
     variables = supernet.init(jax.random.wrap_key_data(words, impl="rbg"), inputs, weights)
     return variables["params"]
+
+
+def init_params_on_host(
+    key: jax.Array, supernet: nn.Module, inputs: jax.Array, weights: Alpha
+) -> Params:
+    """`init_params` as the host's CPU draws them, in the memory of the device that is in use.
+
+    So that they are the same on every device, and because the draws of a supernet take a GPU half a
+    minute to compile. Within a program that is being traced, or where JAX_PLATFORMS leaves out the
+    CPU, it is `init_params` alone. The arguments are those of `init_params`.
+    """
+
+    def draw(key: jax.Array, weights: Alpha) -> Params:
+        return init_params(key, supernet, jnp.zeros(inputs.shape, inputs.dtype), weights)
+
+    if isinstance(key, jax.core.Tracer):
+        return draw(key, weights)
+    try:
+        host = jax.local_devices(backend="cpu")[0]
+    except RuntimeError:
+        host = None
+    in_use = jnp.zeros(()).sharding
+    with jax.default_device(host):
+        params = jax.jit(draw)(key, weights)
+    return jax.device_put(params, in_use)
 
 
 def close_over(

@@ -151,10 +151,12 @@ def test_shapes_are_placed_and_code_that_asks_hears_of_the_target(monkeypatch):
 
 # What follows is of the benchmark.
 
+FULL, SMOKE = (compile_for.Config("h100", smoke=smoke) for smoke in (False, True))
+
 
 def test_there_is_a_program_for_each_thing_that_the_commands_run():
-    names = list(compile_for.programs(False))
-    assert names == list(compile_for.programs(True))
+    names = list(compile_for.programs(FULL))
+    assert names == list(compile_for.programs(SMOKE))
     assert {f"search/{space}" for space in SEARCH_SPACES} < set(names)
     assert {f"score/{space}/{proxy}" for space in SEARCH_SPACES for proxy in PROXIES} < set(names)
     assert {f"train/{name}{part}" for name in RECIPES for part in ("", "/evaluate")} < set(names)
@@ -162,11 +164,11 @@ def test_there_is_a_program_for_each_thing_that_the_commands_run():
 
 
 def test_the_settings_of_the_searches_are_the_papers():
-    (search,) = compile_for.programs(False)["search/darts"].args
+    (search,) = compile_for.programs(FULL)["search/darts"].args
     assert (search.batch_size, search.constraint_rule, search.constraint) == (64, "fixed", 100.0)
     assert (search.penalty, search.redraw, search.num_cells) == (2.0, False, None)
     for number in (1, 2, 3):
-        (search,) = compile_for.programs(False)[f"search/nasbench1shot1-{number}"].args
+        (search,) = compile_for.programs(FULL)[f"search/nasbench1shot1-{number}"].args
         assert (search.batch_size, search.penalty, search.redraw) == (64, 1.0, False)
 
 
@@ -174,29 +176,38 @@ def test_the_settings_of_the_searches_are_the_papers():
     "name", ["search/nasbench201", "score/nasbench1shot1-1/init", "train/quick", "predict"]
 )
 def test_programs_can_be_traced(name):
-    program = compile_for.programs(True)[name]()
+    program = compile_for.programs(SMOKE)[name]()
     jax.eval_shape(program.function, *program.arguments)
     assert program.samples == {"train/quick": 64, "predict": 64}.get(name, 1)
 
 
 def test_scores_are_those_of_the_command_and_in_the_smallest_size_alone():
     name = "score/nasbench201/grad_norm"
-    for smoke, scores in ((False, {"num_params", "flops", "grad_norm"}), (True, {"grad_norm"})):
-        program = compile_for.programs(smoke)[name]()
+    for config, scores in ((FULL, {"num_params", "flops", "grad_norm"}), (SMOKE, {"grad_norm"})):
+        program = compile_for.programs(config)[name]()
         assert program.matmul_precision == "highest"
         assert jax.eval_shape(program.function, *program.arguments).keys() == scores
 
 
+def test_several_cells_are_scored_in_one_call():
+    config = dataclasses.replace(SMOKE, archs_per_call=3)
+    program = compile_for.programs(config)["score/nasbench201/grad_norm"]()
+    scores = jax.eval_shape(program.function, *program.arguments)
+    assert program.samples == 3 and scores["grad_norm"].shape == (3,)
+
+
 def test_names_are_chosen_by_their_first_parts():
-    names = list(compile_for.programs(True))
+    names = list(compile_for.programs(SMOKE))
     assert compile_for.chosen(names, ()) == names
-    assert compile_for.chosen(names, ("train/darts-cifar10", "search/darts/init")) == [
-        "search/darts/init",
+    assert compile_for.chosen(names, ("train/darts-cifar10", "search/darts")) == [
+        "search/darts",
         "train/darts-cifar10",
         "train/darts-cifar10/evaluate",
     ]
-    with pytest.raises(ValueError, match="--samples-per-step must be at least 1 here, got 0"):
-        compile_for.programs(smoke=True, samples_per_step=0)
+    for name in ("samples_per_step", "archs_per_call"):
+        flag = "--" + name.replace("_", "-")
+        with pytest.raises(ValueError, match=f"{flag} must be at least 1 here, got 0"):
+            compile_for.programs(dataclasses.replace(SMOKE, **{name: 0}))
     with pytest.raises(ValueError, match=r"no program 'train/darts-cifar'; known: search/darts, "):
         compile_for.chosen(names, ("train/darts-cifar",))
 
@@ -283,23 +294,25 @@ def test_wrong_arguments_are_one_line(monkeypatch, capsys, arguments, message):
 
 def test_what_failed_is_a_row_and_the_rest_goes_on(monkeypatch, capsys, tmp_path):
     def isolated(limit, function, *arguments):
-        if function is compile_for.compiled and arguments[1].endswith("init"):
+        if function is compile_for.compiled and arguments[1].endswith("evaluate"):
             raise compile_for.Failed("aborted: a check")
         return None if function is compile_for.check_compiler else found(arguments[1], True)
 
     monkeypatch.setattr(compile_for, "isolated", isolated)
     path = tmp_path / "records.json"
-    arguments = ["--target", "h100", "--only", "search/darts", "predict", "--json", str(path)]
+    only = ["search/darts", "train/quick", "predict"]
+    arguments = ["--target", "h100", "--only", *only, "--json", str(path)]
     monkeypatch.setattr(sys, "argv", ["compile_for.py", *arguments])
     with pytest.raises(SystemExit, match="1"):
         compile_for.main()
     said = capsys.readouterr()
-    assert "1 of 3 programs were not compiled" in said.err
+    names = ["search/darts", "train/quick", "train/quick/evaluate", "predict"]
+    assert "1 of 4 programs were not compiled" in said.err
     rows = [line.split("|") for line in said.out.splitlines() if line.startswith("| ")]
-    assert [row[1].strip() for row in rows[1:]] == ["search/darts", "search/darts/init", "predict"]
-    assert [row[-2].strip() for row in rows[1:]] == ["", "aborted: a check", ""]
+    assert [row[1].strip() for row in rows[1:]] == names
+    assert [row[-2].strip() for row in rows[1:]] == ["", "", "aborted: a check", ""]
     records = json.loads(path.read_text())
-    assert [record["error"] for record in records] == [None, "aborted: a check", None]
+    assert [record["error"] for record in records] == [None, None, "aborted: a check", None]
 
 
 def test_a_search_for_a_gpu_takes_edges_together():

@@ -89,11 +89,11 @@ def test_scores_are_those_of_the_networks(finished):
 
 
 def test_scores_of_an_earlier_version_go_on(finished, tmp_path):
-    """Without the precision of matrix products, of which a CPU knows one."""
+    """Without the precision of matrix products and the number of cells in a call."""
     out = tmp_path / "scores.csv"
     out.write_bytes(finished[0].read_bytes())
     record = json.loads(finished[0].with_suffix(".json").read_text())
-    del record["config"]["matmul_precision"]
+    del record["config"]["matmul_precision"], record["config"]["archs_per_call"]
     out.with_suffix(".json").write_text(json.dumps(record))
     scores = runs.score.score(CONFIG, out, resume=True)
     assert scores.num_compilations == 0 and scores.rows == finished[1].rows
@@ -135,6 +135,70 @@ def test_a_run_killed_in_a_later_seed_goes_on(tmp_path, monkeypatch):
     runs.score.score(config, tmp_path / "scores.csv", resume=True)
     assert whole.num_compilations == 1
     assert without_seconds(tmp_path / "scores.csv") == without_seconds(tmp_path / "whole.csv")
+
+
+@pytest.mark.parametrize("together", [2, 50])
+def test_several_architectures_in_a_call(finished, tmp_path, monkeypatch, together):
+    """Whatever their number, and wherever the run goes on."""
+    monkeypatch.setattr(runs.score, "_SECONDS_BETWEEN_WRITES", 0.0)
+    config, done = dataclasses.replace(CONFIG, archs_per_call=together), []
+
+    def stop(progress):
+        if progress.stage == "scoring":
+            done.append(progress.done)
+            if progress.done > 2:
+                raise KeyboardInterrupt
+
+    out = tmp_path / "scores.csv"
+    with pytest.raises(KeyboardInterrupt):
+        runs.score.score(config, out, on_progress=stop)
+    assert done == ([2, 4] if together == 2 else [5])
+    scores = runs.score.score(config, out, resume=True)
+    assert scores.num_compilations == 1
+    assert scores.genotypes == finished[1].genotypes
+    for name, values in finished[1].values.items():
+        np.testing.assert_allclose(scores.values[name], values, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("memory", "expected"), [(None, [1, 2, 3]), (0, [1, 2, 3]), (0.7, [2, 3]), (2, [3])]
+)
+def test_as_many_architectures_as_fit_into_the_memory(tmp_path, monkeypatch, memory, expected):
+    """In shares of what three take; one where the device does not tell, as a CPU."""
+
+    class Device:
+        def memory_stats(self):
+            told = {"bytes_limit": memory, "bytes_in_use": 0, "peak_bytes_in_use": 0}
+            return None if memory is None else told
+
+    if memory is not None:
+        config = dataclasses.replace(CONFIG, proxies=(), num_archs=3)
+        needed = call_of(config, 3).memory_analysis().temp_size_in_bytes
+        memory = int(memory * needed / 0.8)
+    monkeypatch.setattr(jax, "local_devices", lambda: [Device()])
+    done = []
+
+    def report(progress):
+        if progress.stage == "scoring":
+            done.append(progress.done)
+
+    config = dataclasses.replace(CONFIG, proxies=(), num_archs=3)
+    scores = runs.score.score(config, tmp_path / "scores.csv", on_progress=report)
+    assert done == expected
+    assert scores.num_compilations == (2 if memory is not None and expected != [3] else 1)
+
+
+def call_of(config, count):
+    """The program of a call of so many architectures."""
+    proxies = runs.score.proxies_of(config, config.proxies)
+    draw, score_weights = runs.score.functions_of(config, proxies, 10)
+    space = search_space("nasbench201", ops=CONFIG.ops, init_channels=2, num_cells=1)
+    weights = space.one_hot(runs.score.genotypes_of(config)[0])
+    batch = data.load("digits", image_size=8, seed=2).batch(jax.random.key(0), 0, 4)
+    params = jax.eval_shape(draw, jax.random.key(0), batch.inputs, weights)
+    several = {name: np.stack(count * [array]) for name, array in weights.items()}
+    function = jax.jit(runs.score.together(score_weights))
+    return function.lower(jax.random.key(0), params, several, batch).compile()
 
 
 def test_one_proxy_changes_nothing_in_another(finished, tmp_path):

@@ -191,7 +191,10 @@ def test_as_many_samples_as_fit_into_the_memory(monkeypatch, memory, expected):
                 return memory
             return {"bytes_limit": 100 + int(memory * needed), "bytes_in_use": 100}
 
-    monkeypatch.setattr(jax, "local_devices", lambda: [Device()])
+    real = jax.local_devices
+    monkeypatch.setattr(
+        jax, "local_devices", lambda backend=None: real(backend=backend) if backend else [Device()]
+    )
     search(each, samples_per_step=0, on_step=calls.append)
     assert len(calls[0].step_seconds) == expected
 

@@ -1,6 +1,9 @@
 """Distribution and derivative of the sampled weights; the supernet as a function."""
 
 import functools
+import os
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +13,7 @@ from helpers import Toy, random_batch, random_like
 from scipy import special, stats
 
 from nasi_jax.search import close_over, gumbel_softmax, init_params
+from nasi_jax.search.relaxation import init_params_on_host
 from nasi_jax.types import NORM_MODES, NetworkSpec
 
 ALPHA = {"a": jnp.asarray([[0.5, -0.3, 1.2, 0.1], [0.0, 2.0, -1.0, 0.4]]), "b": jnp.zeros((1, 3))}
@@ -180,3 +184,49 @@ def test_parameters_follow_from_the_key():
     )
     jax.tree.map(np.testing.assert_array_equal, first, same)
     assert all(jax.tree.leaves(jax.tree.map(lambda a, b: bool(np.all(a != b)), first, other)))
+
+
+def test_without_a_cpu_the_device_in_use_draws(monkeypatch):
+    """As where JAX_PLATFORMS=cuda leaves it out, and inside of a program."""
+    supernet, inputs, alpha = Toy().supernet(4), random_batch(0).inputs, Toy().init_alpha()
+
+    def drawn(key):
+        return init_params_on_host(key, supernet, inputs, alpha)
+
+    on_host = drawn(jax.random.key(0))
+    expected = init_params(jax.random.key(0), supernet, inputs, alpha)
+
+    def no_such(backend=None):
+        raise RuntimeError("Unknown backend cpu")
+
+    monkeypatch.setattr(jax, "local_devices", no_such)
+    for found in (on_host, drawn(jax.random.key(0)), jax.jit(drawn)(jax.random.key(0))):
+        jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-6), found, expected)
+
+
+TWO_DEVICES = """
+import jax
+from helpers import Toy, random_batch
+from nasi_jax.search import relaxation
+
+host, other = jax.devices()
+draw, drawn_on = relaxation.init_params, []
+def watched(*arguments):
+    drawn_on.append(jax.config.jax_default_device)
+    return draw(*arguments)
+relaxation.init_params = watched
+with jax.default_device(other):
+    supernet, inputs, alpha = Toy().supernet(4), random_batch(0).inputs, Toy().init_alpha()
+    params = relaxation.init_params_on_host(jax.random.key(0), supernet, inputs, alpha)
+assert drawn_on == [host], drawn_on
+assert {device for leaf in jax.tree.leaves(params) for device in leaf.devices()} == {other}
+"""
+
+
+def test_the_host_draws_for_the_device_in_use():
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=2"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "XLA_FLAGS": flags}
+    process = subprocess.run(
+        [sys.executable, "-c", TWO_DEVICES], env=environment, capture_output=True, text=True
+    )
+    assert process.returncode == 0, process.stderr
