@@ -78,7 +78,9 @@ def chosen_op(
 ) -> jax.Array:
     """`mixed_op` of weights that are 1 for at most one operation, and 0 else: computes only that.
 
-    The derivative in the weights is 0. Arguments are those of `mixed_op`.
+    The derivative in the weights is 0. Only the inputs are kept for the derivatives: what one
+    operation leaves on the way would be padded with zeros for all others. Arguments are those of
+    `mixed_op`.
     """
     if module.is_initializing():
         return mixed_op(module, ops, weights, inputs, shape)
@@ -97,7 +99,11 @@ def chosen_op(
     branches = [nothing, *(branch(ops[column]) for column in columns)]
     chosen = weights[jnp.array(columns)] != 0
     index = jnp.sum(jnp.where(chosen, jnp.arange(1, len(branches)), 0))
-    output: jax.Array = nn.switch(index, branches, module, inputs)
+
+    def choose(module: Any, index: jax.Array, inputs: jax.Array) -> Any:
+        return nn.switch(index, branches, module, inputs)
+
+    output: jax.Array = nn.remat(choose, prevent_cse=False)(module, index, inputs)
     return output
 
 
@@ -178,7 +184,7 @@ def add_mixed_edges(
       name: name of the stacked parameters.
       inputs: `[.., B, H', W', C]`, what the edges read in place of `states`.
       remat: whether to keep only what an edge reads for the derivatives, and compute the rest
-        anew.
+        anew. For one-hot weights it is so always.
       one_hot: whether the weights are one-hot or 0 in each row; see `chosen_op`.
       together: what applies operations in place of `apply_ops` where no variable is changed. With
         it a step of the scan takes all edges that wait for no other; see `schedule`. Not used for
@@ -194,7 +200,8 @@ def add_mixed_edges(
         in_axes=(nn.broadcast, 0),
         length=len(edges),
     )
-    one_by_one = scan(ops, apply_ops, remat, chosen_op if one_hot else mixed_op, name=name)
+    mix = chosen_op if one_hot else mixed_op
+    one_by_one = scan(ops, apply_ops, remat and not one_hot, mix, name=name)
     changes = any(map(one_by_one.is_mutable_collection, ("params", "batch_stats")))
     if together is not None and not one_hot and not changes:
         edge = _MixedEdge(ops, together, remat, stacked_op, parent=None)
