@@ -62,7 +62,7 @@ STEPS = 20
 NO_TUNING = "--xla_gpu_autotune_level=0"
 """Of XLA, which otherwise times several kernels for each product: minutes for a step of DARTS."""
 
-LEFT_OUT = ("tests", "train-darts")
+LEFT_OUT = ("profile", "tests", "train-darts")
 """Parts that run only if they are named: they take long, or show nothing that others do not."""
 
 
@@ -71,7 +71,7 @@ class Config:
     """Settings of the run."""
 
     parts: tyro.conf.Positional[tuple[str, ...]] = ()
-    """Names of parts, all but tests and train-darts if none is given."""
+    """Names of parts, all but profile, tests and train-darts if none is given."""
     data: str = "digits"
     """A data set with images to train on and to test on, as for `nasi train`."""
     seconds: float = 460.0
@@ -295,6 +295,28 @@ def tests(config: Config, work: Path) -> Task:
     return Task("tests", program, read, failing=(1,))
 
 
+def profile(config: Config) -> Task:
+    """The ten costliest kernels of a step of the DARTS search; its trace is kept."""
+    out = config.out / "profile"
+    command = [sys.executable, str(HERE / "costliest_kernels.py"), "--out", str(out), "--only"]
+    command += ["search/nasbench201", "--smoke"] if config.smoke else ["search/darts"]
+
+    def read(outcome: turns.Outcome) -> list[Row]:
+        rows = []
+        record = json.loads((out / "costliest_kernels.json").read_text())
+        for program in record["programs"]:
+            kernels, name = program["kernels"], program["name"]
+            says = f"{sum(kernel['launches'] for kernel in kernels):,.0f} launches"
+            rows.append(Row("profile", name, None, tuple(program["seconds"]), "call", says=says))
+            for kernel in kernels[:10]:
+                seconds = (kernel["milliseconds"] / 1e3,)
+                says = f"{kernel['launches']:,.0f} launches: {kernel['source']}"
+                rows.append(Row("profile", kernel["name"], None, seconds, "call", says=says))
+        return rows
+
+    return Task("profile", turns.Program("profile", command, 300.0), read)
+
+
 def _peak(result: Mapping[str, Any]) -> float | None:
     """Peak of the device's memory in a result, in megabytes, if it is there."""
     found: float | None = result.get("peak_memory_megabytes")
@@ -332,6 +354,7 @@ def tasks_of(config: Config, work: Path) -> list[Task]:
         of_peer("darts-float32", ("nasi_step",), "highest", False),
         of_peer("float32", others, "highest", False),
         train(config, "train-darts", DARTS_V2, cells, work / "train-darts"),
+        profile(config),
         tests(config, work / "tests"),
     ]
     names = list(dict.fromkeys(task.part for task in everything))

@@ -397,7 +397,8 @@ def _scores(
         in_order = tuple(rows[task] for task in tasks if task in rows)
         return Scores(in_order, norms, num_compilations, compile_seconds)
 
-    if len(rows) == len(tasks):  # their record says how they came about
+    first = next((seed for seed in seeds if left[seed]), None)
+    if first is None:  # the record of all that there is says how it came about
         return scores()
 
     @functools.lru_cache(maxsize=1)  # the seeds come one after another
@@ -417,17 +418,13 @@ def _scores(
         nonlocal num_compilations
         num_compilations += 1
         function = score_weights if count == 1 else together(score_weights)
-        seed = next(seed for seed in seeds if left[seed])
-        return jax.jit(function).lower(*arguments(seed, left[seed][:1], count)).compile()
+        return jax.jit(function).lower(*arguments(first, left[first][:1], count)).compile()
 
     on_progress(Progress("compiling", len(tasks), len(rows)))
     begin = time.perf_counter()
-    most = config.archs_per_call or (1 if free_memory() is None else _MOST_AT_ONCE)
-    count = min(most, max(map(len, left.values())))
-    program = compiled(count)
-    if not config.archs_per_call and number_that_fits(program, count) < count:
-        count = number_that_fits(program, count)
-        program = compiled(count)
+    program, count = _fitting(compiled, config.archs_per_call, max(map(len, left.values())))
+    # The first call of a GPU is slow, and not counted to its architectures.
+    jax.block_until_ready(program(*arguments(first, left[first][:1], count)))
     compile_seconds = time.perf_counter() - begin
     on_progress(Progress("compiled", len(tasks), len(rows)))
     written = time.monotonic()
@@ -448,6 +445,18 @@ def _scores(
                 written = time.monotonic()
     write(scores())
     return scores()
+
+
+def _fitting(
+    compiled: Callable[[int], jax.stages.Compiled], asked: int, left: int
+) -> tuple[jax.stages.Compiled, int]:
+    """Compiles a call of as many architectures as asked for, or as fit: the program, and how many."""
+    most = asked or (1 if free_memory() is None else _MOST_AT_ONCE)
+    count = min(most, left)
+    program = compiled(count)
+    if asked or count == 1 or (fitting := number_that_fits(program, count)) >= count:
+        return program, count
+    return compiled(fitting), fitting
 
 
 def record_of(config: ScoreConfig, scores: Scores) -> dict[str, Any]:

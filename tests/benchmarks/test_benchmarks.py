@@ -231,12 +231,16 @@ def on_device(out, *arguments):
 
 @pytest.mark.slow
 def test_on_device(tmp_path):
-    done = on_device(tmp_path, "search-nasbench201", "memory")
+    done = on_device(tmp_path, "search-nasbench201", "memory", "profile")
     assert done.returncode == 0, done.stderr
     found = (tmp_path / "table.md").read_text()
     assert found in done.stdout and "FAILED" not in found
     record = json.loads((tmp_path / "on_device.json").read_text())
     (search,), (memory,) = record["rows"]["search-nasbench201"], record["rows"]["memory"]
+    step, *kernels = record["rows"]["profile"]
+    assert step["what"] == "search/nasbench201" and len(step["seconds"]) == 3
+    assert len(kernels) == 10 and 0 < kernels[9]["seconds"][0] <= kernels[0]["seconds"][0]
+    assert list((tmp_path / "profile").rglob("*.xplane.pb"))
     assert len(search["seconds"]) == 3
     whole = search["compile_seconds"] + 100 * np.median(search["seconds"])
     assert search["whole"] == pytest.approx(whole)
