@@ -8,15 +8,14 @@ Expected:  a row for each program and none that failed or aborted; exit status 1
 The programs, which `--only` chooses by name or by the first parts of a name:
 
 search/SPACE: a step of `nasi search` with the paper's settings (of NAS-Bench-201, for which it
-states none, the defaults); with `--samples-per-step K`, K steps in one call. The theta_0 of a
-search that has one is drawn on the host.
-score/SPACE/PROXY, score/SPACE/init: the scores of one cell as `nasi score --proxies PROXY` computes
-them, num_params and flops beside it, and the draw of the supernet's parameters; the defaults; with
-`--archs-per-call K`, of K cells in one call.
+states none, the defaults); with `--samples-per-step K`, K steps in one call.
+score/SPACE/PROXY: the scores of one cell as `nasi score --proxies PROXY` computes them, num_params
+and flops beside it; the defaults; with `--archs-per-call K`, of K cells in one call.
 train/RECIPE, train/RECIPE/evaluate: a training step of `nasi train` and the test of a batch.
 DARTS-V2 for the recipes of DARTS, else a cell of NAS-Bench-201.
 predict: the classes of 64 images by the network of darts-cifar10.
 
+Parameters that all steps or all cells share are drawn on the host, and no program here.
 Images are those of CIFAR-10, or what the recipe is for. Each program is compiled in a process of
 its own, so that one that XLA aborts on is a row like others. Nothing is computed, and no device is
 needed. `--smoke` has as few cells as there can be, two or three operations, and each proxy alone.
@@ -182,7 +181,6 @@ def programs(config: Config) -> dict[str, Callable[[], Program]]:
         score = ScoreConfig(space=space, archs_per_call=config.archs_per_call)
         if config.smoke:
             score = replace(score, **SMALLEST[space])
-        found[f"score/{space}/init"] = functools.partial(score_init, score)
         for proxy in PROXIES:
             found[f"score/{space}/{proxy}"] = functools.partial(
                 score_cell, score, proxy, alone=config.smoke
@@ -237,24 +235,19 @@ def search_step(config: ResolvedSearch) -> Program:
     return Program(steps, (keys, state, batches, count), precision, number)
 
 
-def score_init(config: ScoreConfig) -> Program:
-    """The parameters of a supernet that cells are scored in."""
-    init, _ = functions_of(config, proxies_of(config, ()), NUM_CLASSES)
-    weights = jax.eval_shape(space_of(config).init_alpha)
-    inputs = _batch(config.batch_size, config.image_size).inputs
-    return Program(init, (_key(), inputs, weights), config.matmul_precision)
-
-
 def score_cell(config: ScoreConfig, proxy: str, *, alone: bool) -> Program:
     """The score of a cell or of several, with those that every table has unless it is alone."""
-    init, (key, inputs, weights), precision, _ = score_init(config)
     proxies = proxies_of(config, (proxy,))
-    _, score = functions_of(config, {proxy: proxies[proxy]} if alone else proxies, NUM_CLASSES)
-    params = jax.eval_shape(init, key, inputs, weights)
-    batch, number = _batch(config.batch_size, config.image_size), config.archs_per_call
+    if alone:
+        proxies = {proxy: proxies[proxy]}
+    draw, score = functions_of(config, proxies, NUM_CLASSES)
+    key, batch = _key(), _batch(config.batch_size, config.image_size)
+    weights = jax.eval_shape(space_of(config).init_alpha)
+    params = jax.eval_shape(draw, key, batch.inputs, weights)
+    number = config.archs_per_call
     if number > 1:
         score, weights = together(score), _several(number, weights)
-    return Program(score, (key, params, weights, batch), precision, number)
+    return Program(score, (key, params, weights, batch), config.matmul_precision, number)
 
 
 def _several(number: int, shapes: Any) -> Any:

@@ -156,7 +156,7 @@ def example(shape: Any) -> jax.Array:
 def arguments_of(name: str, made: functools.partial[Program], program: Program) -> tuple[Any, ...]:
     """What a program is called with; random cells are scored."""
     arguments = jax.tree.map(example, program.arguments)
-    if name.startswith("score/") and not name.endswith("/init"):
+    if name.startswith("score/"):
         key, params, _, batch = arguments
         return key, params, random_cells(made.args[0], program.samples), batch
     return arguments

@@ -4,6 +4,7 @@ import contextlib
 import subprocess
 import sys
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import flax.linen as nn
@@ -156,3 +157,11 @@ def snapshot(root):
         for path in root.rglob("*")
         if path.is_file() and path.suffix != ".lock" and path.name != ".lock"
     }
+
+
+def report_memory(monkeypatch, stats):
+    """From now on the device in use reports these statistics of its memory, or None as a CPU."""
+    devices, device = jax.local_devices, SimpleNamespace(memory_stats=lambda: stats)
+    monkeypatch.setattr(
+        jax, "local_devices", lambda backend=None: devices(backend=backend) if backend else [device]
+    )

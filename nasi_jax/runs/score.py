@@ -23,8 +23,9 @@ from nasi_jax.config import ScoreConfig
 from nasi_jax.kernels import proxy_named
 from nasi_jax.kernels.proxies.proxy import for_norm, norm_of
 from nasi_jax.runs.search import datasets_of, space_of
-from nasi_jax.search import close_over, init_params
+from nasi_jax.search import close_over
 from nasi_jax.search.loop import free_memory, number_that_fits
+from nasi_jax.search.relaxation import init_params_on_host
 from nasi_jax.storage.directory import RunDirectory, provenance
 from nasi_jax.storage.files import csv_text, json_text
 from nasi_jax.types import (
@@ -328,8 +329,9 @@ def functions_of(
       num_classes: outputs of the supernet.
 
     Returns:
-      `(key, inputs, weights) -> params`, which draws the supernet's parameters, and `(key, params,
-      weights, batch) -> scores` by name, of the architecture that has these one-hot weights.
+      `(key, inputs, weights) -> params`, which has the host draw the supernet's parameters, and
+      `(key, params, weights, batch) -> scores` by name, of the architecture that has these one-hot
+      weights.
 
     Raises:
       ValueError: for an unknown space or operation, or a size that is too small.
@@ -343,7 +345,7 @@ def functions_of(
     supernet = next(iter(supernets.values()))  # their parameters are the same
 
     def init(key: jax.Array, inputs: jax.Array, weights: Alpha) -> Params:
-        return init_params(key, supernet, inputs, weights)
+        return init_params_on_host(key, supernet, inputs, weights)
 
     def score_weights(
         key: jax.Array, params: Params, weights: Alpha, batch: Batch
@@ -385,7 +387,6 @@ def _scores(
     """Computes the missing scores, and writes them at intervals and at the end."""
     space, norms = space_of(config), _norms(config, proxies)
     draw, score_weights = functions_of(config, proxies, num_classes)
-    init = jax.jit(draw)
     weights = {genotype.to_text(): space.one_hot(genotype) for genotype in genotypes}
     seeds = range(config.seed, config.seed + config.seeds)
     tasks = [(seed, text) for seed in seeds for text in weights]
@@ -404,7 +405,7 @@ def _scores(
     @functools.lru_cache(maxsize=1)  # the seeds come one after another
     def drawn(seed: int) -> tuple[jax.Array, Params, Batch]:
         keys, batch = _keys(seed), batch_of(seed)
-        params = init(keys["parameters"], batch.inputs, next(iter(weights.values())))
+        params = draw(keys["parameters"], batch.inputs, next(iter(weights.values())))
         return keys["proxies"], jax.block_until_ready(params), batch
 
     def arguments(seed: int, texts: Sequence[str], count: int) -> tuple[Any, ...]:
@@ -450,7 +451,7 @@ def _scores(
 def _fitting(
     compiled: Callable[[int], jax.stages.Compiled], asked: int, left: int
 ) -> tuple[jax.stages.Compiled, int]:
-    """Compiles a call of as many architectures as asked for, or as fit: the program, and how many."""
+    """Compiles a call of as many architectures as asked for, or as fit, and says how many."""
     most = asked or (1 if free_memory() is None else _MOST_AT_ONCE)
     count = min(most, left)
     program = compiled(count)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -81,19 +82,23 @@ def init_params_on_host(
     CPU, it is `init_params` alone. The arguments are those of `init_params`.
     """
 
-    def draw(key: jax.Array, weights: Alpha) -> Params:
-        return init_params(key, supernet, jnp.zeros(inputs.shape, inputs.dtype), weights)
-
     if isinstance(key, jax.core.Tracer):
-        return draw(key, weights)
+        return init_params(key, supernet, inputs, weights)
     try:
         host = jax.local_devices(backend="cpu")[0]
     except RuntimeError:
         host = None
     in_use = jnp.zeros(()).sharding
     with jax.default_device(host):
-        params = jax.jit(draw)(key, weights)
+        params = _draw(key, supernet, jax.ShapeDtypeStruct(inputs.shape, inputs.dtype), weights)
     return jax.device_put(params, in_use)
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def _draw(
+    key: jax.Array, supernet: nn.Module, inputs: jax.ShapeDtypeStruct, weights: Alpha
+) -> Params:
+    return init_params(key, supernet, jnp.zeros(inputs.shape, inputs.dtype), weights)
 
 
 def close_over(

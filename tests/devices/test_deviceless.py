@@ -173,7 +173,7 @@ def test_the_settings_of_the_searches_are_the_papers():
 
 
 @pytest.mark.parametrize(
-    "name", ["search/nasbench201", "score/nasbench1shot1-1/init", "train/quick", "predict"]
+    "name", ["search/nasbench201", "score/nasbench1shot1-1/synflow", "train/quick", "predict"]
 )
 def test_programs_can_be_traced(name):
     program = compile_for.programs(SMOKE)[name]()

@@ -7,6 +7,7 @@ import json
 import jax
 import numpy as np
 import pytest
+from helpers import report_memory
 
 from nasi_jax import data, runs
 from nasi_jax.cells import search_space
@@ -166,23 +167,19 @@ def test_several_architectures_in_a_call(finished, tmp_path, monkeypatch, togeth
 def test_as_many_architectures_as_fit_into_the_memory(tmp_path, monkeypatch, memory, expected):
     """In shares of what three take; one where the device does not tell, as a CPU."""
 
-    class Device:
-        def memory_stats(self):
-            told = {"bytes_limit": memory, "bytes_in_use": 0, "peak_bytes_in_use": 0}
-            return None if memory is None else told
-
+    config = dataclasses.replace(CONFIG, proxies=(), num_archs=3)
+    stats = None
     if memory is not None:
-        config = dataclasses.replace(CONFIG, proxies=(), num_archs=3)
         needed = call_of(config, 3).memory_analysis().temp_size_in_bytes
-        memory = int(memory * needed / 0.8)
-    monkeypatch.setattr(jax, "local_devices", lambda: [Device()])
+        limit = int(memory * needed / 0.8)
+        stats = {"bytes_limit": limit, "bytes_in_use": 0, "peak_bytes_in_use": 0}
+    report_memory(monkeypatch, stats)
     done = []
 
     def report(progress):
         if progress.stage == "scoring":
             done.append(progress.done)
 
-    config = dataclasses.replace(CONFIG, proxies=(), num_archs=3)
     scores = runs.score.score(config, tmp_path / "scores.csv", on_progress=report)
     assert done == expected
     assert scores.num_compilations == (2 if memory is not None and expected != [3] else 1)

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import Toy, assert_same, flat, random_batch
+from helpers import Toy, assert_same, flat, random_batch, report_memory
 
 from nasi_jax.search import adaptive, nasi, one_step_ascent, quantile, run
 from nasi_jax.types import NORM_MODES, NetworkSpec
@@ -185,16 +185,9 @@ def test_as_many_samples_as_fit_into_the_memory(monkeypatch, memory, expected):
     one = jax.jit(each.step, donate_argnums=1).lower(*shapes).compile()
     needed = one.memory_analysis().temp_size_in_bytes
 
-    class Device:
-        def memory_stats(self):
-            if not isinstance(memory, (int, float)):
-                return memory
-            return {"bytes_limit": 100 + int(memory * needed), "bytes_in_use": 100}
-
-    real = jax.local_devices
-    monkeypatch.setattr(
-        jax, "local_devices", lambda backend=None: real(backend=backend) if backend else [Device()]
-    )
+    if isinstance(memory, (int, float)):
+        memory = {"bytes_limit": 100 + int(memory * needed), "bytes_in_use": 100}
+    report_memory(monkeypatch, memory)
     search(each, samples_per_step=0, on_step=calls.append)
     assert len(calls[0].step_seconds) == expected
 
