@@ -158,7 +158,7 @@ class Failed(Exception):
     """A process that did not do what it was for, and why."""
 
 
-def programs(config: Config) -> dict[str, Callable[[], Program]]:
+def programs(config: Config) -> dict[str, functools.partial[Program]]:
     """All programs by name, each made when it is called for.
 
     Raises:
@@ -170,7 +170,7 @@ def programs(config: Config) -> dict[str, Callable[[], Program]]:
     ):
         if number < 1:
             raise ValueError(f"{flag} must be at least 1 here, got {number}")
-    found: dict[str, Callable[[], Program]] = {}
+    found: dict[str, functools.partial[Program]] = {}
     for space in SEARCH_SPACES:
         settings = {**SEARCHES[space], "samples_per_step": config.samples_per_step}
         search = SearchConfig(space=space, **settings).resolved()

@@ -179,7 +179,7 @@ def profiled(
     jitted = function if hasattr(function, "lower") else jax.jit(function)
     with jax.default_matmul_precision(program.matmul_precision):
         compiled = jitted.lower(*program.arguments).compile()
-    sources = dict(_NAMED.findall(compiled.as_text()))
+    sources = dict(_NAMED.findall(compiled.as_text() or ""))
     arguments = arguments_of(name, made, program)
     # A copy for each call, which may use up what it is given.
     given = [jax.tree.map(jnp.copy, arguments) for _ in range(1 + config.calls)]
