@@ -297,17 +297,20 @@ def test_too_little_memory_names_the_size_and_what_to_lower(refused, monkeypatch
 
     monkeypatch.setattr(runs.search, "search", search)
     assert refused(*tiny.FLAGS, status=1) == (
-        f"out of the device's memory, where {TOO_LARGE[text]} were asked for: lower --batch-size, "
-        "or raise --micro-batches with --norm frozen or none"
+        f"out of the device's memory, where {TOO_LARGE[text]} were asked for: lower --batch-size "
+        "or --samples-per-step, or raise --micro-batches with --norm frozen or none"
     )
+
+
+LESS_OF_A_CALL = "lower --batch-size or --archs-per-call"
 
 
 @pytest.mark.parametrize(
     ("module", "function", "arguments", "advice"),
     [
-        (runs.score, "score", ["score"], "lower --batch-size"),
-        (runs.compare, "compare", ["compare"], "lower --batch-size"),
-        (runs.rank, "rank", ["rank", "--table", "t", "--column", "c"], "lower --batch-size"),
+        (runs.score, "score", ["score"], LESS_OF_A_CALL),
+        (runs.compare, "compare", ["compare"], LESS_OF_A_CALL),
+        (runs.rank, "rank", ["rank", "--table", "t", "--column", "c"], LESS_OF_A_CALL),
         (
             runs.train,
             "train",

@@ -78,17 +78,16 @@ def init_params_on_host(
     """`init_params` as the host's CPU draws them, in the memory of the device that is in use.
 
     So that they are the same on every device, and because the draws of a supernet take a GPU half a
-    minute to compile. Within a program that is being traced, or where JAX_PLATFORMS leaves out the
-    CPU, it is `init_params` alone. The arguments are those of `init_params`.
+    minute to compile. Where JAX_PLATFORMS leaves out the CPU, or inside of `jit`, the device draws
+    them. The arguments are those of `init_params`.
     """
 
-    if isinstance(key, jax.core.Tracer):
-        return init_params(key, supernet, inputs, weights)
     try:
         host = jax.local_devices(backend="cpu")[0]
     except RuntimeError:
         host = None
-    in_use = jnp.zeros(()).sharding
+    with jax.ensure_compile_time_eval():
+        in_use = jnp.zeros(()).sharding
     with jax.default_device(host):
         params = _draw(key, supernet, jax.ShapeDtypeStruct(inputs.shape, inputs.dtype), weights)
     return jax.device_put(params, in_use)
