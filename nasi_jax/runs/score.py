@@ -7,6 +7,7 @@ import csv
 import dataclasses
 import functools
 import json
+import math
 import time
 import zlib
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
@@ -423,7 +424,7 @@ def _scores(
 
     on_progress(Progress("compiling", len(tasks), len(rows)))
     begin = time.perf_counter()
-    program, count = _fitting(compiled, config.archs_per_call, max(map(len, left.values())))
+    program, count = _fitting(compiled, config.archs_per_call, len(weights))
     # The first call of a GPU is slow, and not counted to its architectures.
     jax.block_until_ready(program(*arguments(first, left[first][:1], count)))
     compile_seconds = time.perf_counter() - begin
@@ -449,11 +450,15 @@ def _scores(
 
 
 def _fitting(
-    compiled: Callable[[int], jax.stages.Compiled], asked: int, left: int
+    compiled: Callable[[int], jax.stages.Compiled], asked: int, there_are: int
 ) -> tuple[jax.stages.Compiled, int]:
-    """Compiles a call of as many architectures as asked for, or as fit, and says how many."""
+    """Compiles a call of as many architectures as asked for, or as fit, and says how many.
+
+    How many there are in all decides, not how many are left, so that a run that goes on has the
+    scores of an unbroken one.
+    """
     most = asked or (1 if free_memory() is None else _MOST_AT_ONCE)
-    count = min(most, left)
+    count = math.ceil(there_are / math.ceil(there_are / most))  # calls of one size
     program = compiled(count)
     if asked or count == 1 or (fitting := number_that_fits(program, count)) >= count:
         return program, count

@@ -81,7 +81,6 @@ def init_params_on_host(
     minute to compile. Where JAX_PLATFORMS leaves out the CPU, or inside of `jit`, the device draws
     them. The arguments are those of `init_params`.
     """
-
     try:
         host = jax.local_devices(backend="cpu")[0]
     except RuntimeError:

@@ -89,6 +89,7 @@ def test_search_step(tmp_path):
     assert record["flops"] > 0 and record["search"]["space"] == "nasbench201"
 
 
+@pytest.mark.slow
 def test_population(run, tmp_path):
     assert run("population", "--smoke", "--out", tmp_path).count("\n") == 6
     record = json.loads((tmp_path / "population.json").read_text())
@@ -111,6 +112,7 @@ def test_compile_for(tmp_path):
     assert f" {record['launches']:,} | 1 |" in " ".join(done.stdout.split())
 
 
+@pytest.mark.slow
 def test_precision(run, tmp_path):
     settings = ("--ops", "skip_connect", "nor_conv_1x1")
     run("precision", "--smoke", *settings, "--out", tmp_path)

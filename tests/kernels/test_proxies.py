@@ -560,7 +560,11 @@ CASES = {
 
 @pytest.mark.parametrize(
     ("name", "one_hot"),
-    [("nasbench201", True), ("nasbench1shot1-2", True), ("nasbench1shot1-2", False)],
+    [
+        ("nasbench201", True),
+        ("nasbench1shot1-2", True),
+        pytest.param("nasbench1shot1-2", False, marks=pytest.mark.slow),
+    ],
 )
 def test_one_hot_weights_score_as_the_network(name, one_hot):
     fields, norm, proxies = CASES[name]

@@ -31,6 +31,8 @@ SMALLEST = {
     "nasbench1shot1-2": {"ops": ("conv3x3-bn-relu", "maxpool3x3")},
     "nasbench1shot1-3": {"ops": ("conv3x3-bn-relu", "conv1x1-bn-relu")},
 }
+SLOW = ("nasbench1shot1-2", "nasbench1shot1-3")
+"""Spaces whose programs are those of nasbench1shot1-1, but for the number of inputs."""
 CASES = [*((name, "batch") for name in SEARCH_SPACES)]
 CASES += [("nasbench201", norm) for norm in ("frozen", "none")]
 TEMPERATURE = 0.8
@@ -126,7 +128,13 @@ class Measured(NamedTuple):
     difference: float
 
 
-@pytest.fixture(params=CASES, ids="-".join, scope="module")
+def marked(cases):
+    return [
+        pytest.param(case, marks=[pytest.mark.slow] if case[0] in SLOW else []) for case in cases
+    ]
+
+
+@pytest.fixture(params=marked(CASES), ids="-".join, scope="module")
 def case(request):
     return request.param
 
@@ -261,7 +269,10 @@ def test_forward_is_reverse_in_float64(measured):
 
 # To the derivative in mode frozen the statistics are constants, to a difference they are not.
 @pytest.mark.parametrize(
-    "case", [case for case in CASES if case[1] != "frozen"], ids="-".join, indirect=True
+    "case",
+    marked(case for case in CASES if case[1] != "frozen"),
+    ids="-".join,
+    indirect=True,
 )
 def test_derivative_is_the_limit_of_differences_in_alpha(measured):
     """In float64, with a step that no ReLU changes sign in: x itself jumps where one does."""
