@@ -21,7 +21,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -69,15 +69,6 @@ class Kernel:
     source: str
 
 
-class Event(Protocol):
-    """An event of a profile."""
-
-    name: str
-    start_ns: float
-    duration_ns: float
-    stats: Iterable[tuple[str, Any]]
-
-
 class Span(NamedTuple):
     """A kernel at work."""
 
@@ -87,22 +78,23 @@ class Span(NamedTuple):
 
 
 def spans_of(profile: jax.profiler.ProfileData) -> Iterator[list[Span]]:
-    """The kernels of each stream of a GPU, core of a TPU, or thread of a CPU."""
+    """The kernels of each stream of a GPU, core of a TPU, or thread of a CPU.
+
+    They bear the names of the instructions of the compiled program that they belong to, or their
+    own where a device does not tell, as inside of a CUDA graph.
+    """
     for plane in profile.planes:
         device = plane.name.startswith("/device:")
         for line in plane.lines:
             if device and not line.name.startswith(("Stream", "XLA Ops")):
                 continue
-            named = ((_kernel(event), event) for event in line.events)
-            spans = [Span(name, each.start_ns, each.duration_ns) for name, each in named if name]
+            spans = []
+            for event in line.events:
+                name = dict(event.stats).get("hlo_op", event.name if device else None)
+                if name is not None:
+                    spans.append(Span(str(name), event.start_ns, event.duration_ns))
             if spans:
                 yield spans
-
-
-def _kernel(event: Event) -> str | None:
-    """The instruction of the compiled program that an event belongs to."""
-    found = dict(event.stats).get("hlo_op")
-    return None if found is None else str(found)
 
 
 def own_nanoseconds(spans: Iterable[Span]) -> dict[str, list[float]]:

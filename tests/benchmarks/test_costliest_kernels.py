@@ -40,7 +40,7 @@ def test_kernels_of_a_gpu_are_those_of_its_streams():
         "Stream #1(Compute)": [
             event("loop_add", 0, 3e6, hlo_op="fusion.1"),
             event("loop_add", 4e6, 1e6, hlo_op="fusion.1"),
-            event("MemcpyD2D", 6e6, 9e6),
+            event("MemcpyD2D", 6e6, 2e6),
         ],
         "Stream #2": [event("gemm", 1e6, 6e6, hlo_op="dot.2")],
         "XLA Modules": [event("jit_f", 0, 9e6, hlo_op="jit_f")],
@@ -49,7 +49,18 @@ def test_kernels_of_a_gpu_are_those_of_its_streams():
     assert costliest_kernels.costliest(profile, {"dot.2": "f/dot"}, calls=2) == [
         Kernel("dot.2", 3.0, 0.5, "f/dot"),
         Kernel("fusion.1", 2.0, 1.0, ""),
+        Kernel("MemcpyD2D", 1.0, 0.5, ""),
     ]
+
+
+def test_kernels_of_a_cpu_are_what_has_an_instruction():
+    lines = {
+        "python": [event("$profiler.py", 0, 9e6)],
+        "worker": [event("start", 0, 0), event("dot.1", 1e6, 4e6, hlo_op="dot.1")],
+    }
+    (plane,) = profile_of(**lines)
+    profile = SimpleNamespace(planes=[SimpleNamespace(name="/host:CPU", lines=plane.lines)])
+    assert costliest_kernels.costliest(profile, {}, calls=1) == [Kernel("dot.1", 4.0, 1.0, "")]
 
 
 @pytest.mark.slow
