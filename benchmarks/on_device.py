@@ -172,7 +172,7 @@ def score(config: Config, space: str, num_cells: int, work: Path) -> Task:
             )
         ]
 
-    return Task("score", turns.Program(f"score-{space}", command, 220.0), read)
+    return Task("score", turns.Program(f"score-{space}", command, 300.0), read)
 
 
 def train(config: Config, name: str, genotype: str, flags: Sequence[str], work: Path) -> Task:
