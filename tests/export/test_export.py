@@ -213,6 +213,8 @@ def test_torch_module_is_our_network(case, tmp_path):
 @pytest.mark.parametrize("framework", export.FRAMEWORKS)
 @pytest.mark.parametrize("genotype", [DARTS_V2, NASBENCH201_ALL], ids=["darts", "nasbench201"])
 def test_networks_of_full_size(genotype, framework, tmp_path):
+    if framework == "torch":
+        torch = pytest.importorskip("torch")
     size = {DartsGenotype: (36, 20), Nasbench201Genotype: (16, 5)}[type(genotype)]
     network = our_network(
         genotype, num_classes=10, **dict(zip(("init_channels", "num_cells"), size, strict=True))
@@ -227,7 +229,6 @@ def test_networks_of_full_size(genotype, framework, tmp_path):
     safetensors.numpy.save_file(export.parameters(variables, framework), weights)
     module = import_file(tmp_path / "full.py")
     if framework == "torch":
-        torch = pytest.importorskip("torch")
         inputs = torch.from_numpy(np.asarray(images).transpose(0, 3, 1, 2).copy())
         logits = module.load(weights)(inputs).detach()
     else:
