@@ -112,20 +112,26 @@ CONTEXT = get_context("forkserver")
 CONTEXT.set_forkserver_preload(list(PRELOADED))
 
 
-@dataclass(frozen=True)
-class Config:
-    """Settings of the benchmark."""
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """How large the programs are."""
 
-    target: str
-    """The device: h100 or v5e."""
-    only: tuple[str, ...] = ()
-    """Names of programs, or first parts of them, such as search/darts score; all if not given."""
     smoke: bool = False
     """The smallest sizes, for tests."""
     samples_per_step: int = 1
     """How many samples a search takes in one call."""
     archs_per_call: int = 1
     """How many cells are scored in one call."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(Sizes):
+    """Settings of the benchmark."""
+
+    target: str
+    """The device: h100 or v5e."""
+    only: tuple[str, ...] = ()
+    """Names of programs, or first parts of them, such as search/darts score; all if not given."""
     json: Path | None = None
     """A file for a list with a record of each program."""
     loops: int = 0
@@ -158,35 +164,35 @@ class Failed(Exception):
     """A process that did not do what it was for, and why."""
 
 
-def programs(config: Config) -> dict[str, functools.partial[Program]]:
+def programs(sizes: Sizes) -> dict[str, functools.partial[Program]]:
     """All programs by name, each made when it is called for.
 
     Raises:
       ValueError: for fewer samples than one; a device that is not there has no memory to fill.
     """
     for flag, number in (
-        ("--samples-per-step", config.samples_per_step),
-        ("--archs-per-call", config.archs_per_call),
+        ("--samples-per-step", sizes.samples_per_step),
+        ("--archs-per-call", sizes.archs_per_call),
     ):
         if number < 1:
             raise ValueError(f"{flag} must be at least 1 here, got {number}")
     found: dict[str, functools.partial[Program]] = {}
     for space in SEARCH_SPACES:
-        settings = {**SEARCHES[space], "samples_per_step": config.samples_per_step}
+        settings = {**SEARCHES[space], "samples_per_step": sizes.samples_per_step}
         search = SearchConfig(space=space, **settings).resolved()
-        if config.smoke:
+        if sizes.smoke:
             search = replace(search, **SMALLEST[space])
         found[f"search/{space}"] = functools.partial(search_step, search)
     for space in SEARCH_SPACES:
-        score = ScoreConfig(space=space, archs_per_call=config.archs_per_call)
-        if config.smoke:
+        score = ScoreConfig(space=space, archs_per_call=sizes.archs_per_call)
+        if sizes.smoke:
             score = replace(score, **SMALLEST[space])
         for proxy in PROXIES:
             found[f"score/{space}/{proxy}"] = functools.partial(
-                score_cell, score, proxy, alone=config.smoke
+                score_cell, score, proxy, alone=sizes.smoke
             )
     for name, recipe in RECIPES.items():
-        trained = replace(recipe, num_cells=None) if config.smoke else recipe
+        trained = replace(recipe, num_cells=None) if sizes.smoke else recipe
         found[f"train/{name}"] = functools.partial(train_step, trained)
         found[f"train/{name}/evaluate"] = functools.partial(train_evaluate, trained)
         if name == "darts-cifar10":

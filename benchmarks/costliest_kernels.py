@@ -13,7 +13,6 @@ stay under `--out`, for TensorBoard or Perfetto, beside costliest_kernels.json.
 from __future__ import annotations
 
 import functools
-import re
 import statistics
 import time
 import warnings
@@ -26,21 +25,18 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import tyro
-from compile_for import Config as Choice
-from compile_for import Program, chosen, programs
+from compile_for import Program, Sizes, chosen, programs
 from measuring import turn, write_record
 
 from nasi_jax.cells.layers.mixed import stacked
 from nasi_jax.config import ScoreConfig
-from nasi_jax.devices import cache
+from nasi_jax.devices import cache, launches
 from nasi_jax.runs.search import space_of
 from nasi_jax.types import Alpha
 
-_NAMED = re.compile(r'^\s*(?:ROOT )?%?([\w.\-]+) = .*op_name="([^"]*)"', re.MULTILINE)
 
-
-@dataclass(frozen=True)
-class Config:
+@dataclass(frozen=True, kw_only=True)
+class Config(Sizes):
     """Settings of the benchmark."""
 
     only: tuple[str, ...]
@@ -49,14 +45,8 @@ class Config:
     """Calls that are profiled, after one that is not."""
     most: int = 10
     """Kernels in a table."""
-    samples_per_step: int = 1
-    """How many samples a search takes in one call."""
-    archs_per_call: int = 1
-    """How many cells are scored in one call."""
     out: Path = Path("runs/costliest_kernels")
     """Where the traces and the record go."""
-    smoke: bool = False
-    """The smallest sizes, for tests."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +65,11 @@ class Span(NamedTuple):
     name: str
     start: float
     duration: float
+
+    @property
+    def end(self) -> float:
+        """When it is done."""
+        return self.start + self.duration
 
 
 def spans_of(profile: jax.profiler.ProfileData) -> Iterator[list[Span]]:
@@ -99,22 +94,18 @@ def spans_of(profile: jax.profiler.ProfileData) -> Iterator[list[Span]]:
 
 def own_nanoseconds(spans: Iterable[Span]) -> dict[str, list[float]]:
     """Nanoseconds of each launch of each kernel, less those of the kernels inside of it."""
-    own: list[tuple[str, float]] = []
+    ordered = sorted(spans, key=lambda span: (span.start, -span.duration))
+    own = [span.duration for span in ordered]
     around: list[int] = []
-    ends: list[float] = []
-    for span in sorted(spans, key=lambda span: (span.start, -span.duration)):
-        while ends and ends[-1] <= span.start:
+    for index, span in enumerate(ordered):
+        while around and ordered[around[-1]].end <= span.start:
             around.pop()
-            ends.pop()
         if around:
-            name, left = own[around[-1]]
-            own[around[-1]] = name, left - span.duration
-        around.append(len(own))
-        ends.append(span.start + span.duration)
-        own.append((span.name, span.duration))
+            own[around[-1]] -= span.duration
+        around.append(index)
     found = defaultdict[str, list[float]](list)
-    for name, nanoseconds in own:
-        found[name].append(nanoseconds)
+    for span, nanoseconds in zip(ordered, own, strict=True):
+        found[span.name].append(nanoseconds)
     return found
 
 
@@ -122,13 +113,13 @@ def costliest(
     profile: jax.profiler.ProfileData, sources: dict[str, str], calls: int
 ) -> list[Kernel]:
     """The kernels of so many calls of a program, those that take longest first."""
-    launches = defaultdict[str, list[float]](list)
+    by_name = defaultdict[str, list[float]](list)
     for spans in spans_of(profile):
         for name, nanoseconds in own_nanoseconds(spans).items():
-            launches[name] += nanoseconds
+            by_name[name] += nanoseconds
     kernels = [
         Kernel(name, sum(each) / 1e6 / calls, len(each) / calls, sources.get(name, ""))
-        for name, each in launches.items()
+        for name, each in by_name.items()
     ]
     return sorted(kernels, key=lambda kernel: -kernel.milliseconds)
 
@@ -171,7 +162,7 @@ def profiled(
     jitted = function if hasattr(function, "lower") else jax.jit(function)
     with jax.default_matmul_precision(program.matmul_precision):
         compiled = jitted.lower(*program.arguments).compile()
-    sources = dict(_NAMED.findall(compiled.as_text() or ""))
+    told = launches.sources(compiled.as_text() or "")
     arguments = arguments_of(name, made, program)
     # A copy for each call, which may use up what it is given.
     given = [jax.tree.map(jnp.copy, arguments) for _ in range(1 + config.calls)]
@@ -188,7 +179,7 @@ def profiled(
     with warnings.catch_warnings():
         # Of the way in which JAX's reader is built; as an error it would end the process.
         warnings.simplefilter("ignore", DeprecationWarning)
-        return seconds, costliest(profile, sources, config.calls)
+        return seconds, costliest(profile, told, config.calls)
 
 
 def table(name: str, seconds: list[float], kernels: list[Kernel], most: int) -> str:
@@ -214,14 +205,8 @@ def main() -> None:
     """Runs the benchmark."""
     config = tyro.cli(Config, description=__doc__)
     cache.turn_off()
-    choice = Choice(
-        target="",
-        smoke=config.smoke,
-        samples_per_step=config.samples_per_step,
-        archs_per_call=config.archs_per_call,
-    )
     try:
-        found = programs(choice)
+        found = programs(config)
         names = chosen(list(found), config.only)
     except ValueError as error:
         raise SystemExit(str(error)) from error

@@ -1,8 +1,10 @@
 """A search space that compiles in a moment, the trace and its derivative written out, a lock."""
 
 import contextlib
+import os
 import subprocess
 import sys
+import textwrap
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -35,6 +37,18 @@ def held(lock):
     ) as holder:
         assert holder.stdout.readline() == "held\n"
         yield
+
+
+def on_two_devices(script, *arguments, folders=()):
+    """Runs a script where the CPU is two devices; it may import what tests can, and of folders."""
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=2"
+    paths = os.pathsep.join([*folders, *sys.path])
+    return subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script), *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": paths, "XLA_FLAGS": flags},
+    )
 
 
 @dataclass(frozen=True)

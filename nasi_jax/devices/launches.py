@@ -1,4 +1,4 @@
-"""Counts the kernels that a compiled GPU program launches in one call, loops multiplied out."""
+"""What the text of a compiled program tells: launches of kernels, and what they were in JAX."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _FREE = frozenset(
 """Instructions that launch nothing."""
 
 _COMPUTATION = re.compile(r"(ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{")
-_INSTRUCTION = re.compile(r"\s+(?:ROOT )?%?[\w.\-]+ = (.*)")
+_INSTRUCTION = re.compile(r"\s+(?:ROOT )?%?([\w.\-]+) = (.*)")
 _OPCODE = re.compile(r"\s*([\w\-]+)\(")
 _TRIPS = re.compile(r'"?known_trip_count"?:\{"n":"(\d+)"')
 _SOURCE = re.compile(r'op_name="([^"]*)"')
@@ -131,6 +131,16 @@ def count(text: str) -> Launches:
     return Launches(dict(total.most_common()), tuple(loops))
 
 
+def sources(text: str) -> dict[str, str]:
+    """What each instruction was in JAX, such as `jit(step)/while`, by its name; where XLA tells.
+
+    Args:
+      text: the optimized program of any device, as `compiled.as_text()` gives it.
+    """
+    told = ((_INSTRUCTION.match(line), _SOURCE.search(line)) for line in text.splitlines())
+    return {named[1]: source[1] for named, source in told if named and source}
+
+
 def _parsed(text: str) -> tuple[dict[str, list[_Instruction]], str]:
     """The instructions of each computation, and the name of the one that begins."""
     computations: dict[str, list[_Instruction]] = {}
@@ -143,7 +153,7 @@ def _parsed(text: str) -> tuple[dict[str, list[_Instruction]], str]:
         elif line.startswith("}"):
             current = ""
         elif current and (found := _INSTRUCTION.match(line)):
-            computations[current].append(_Instruction(_opcode(found[1]), line))
+            computations[current].append(_Instruction(_opcode(found[2]), line))
     if not entry:
         raise ValueError(f"there is no compiled program in the text, got {text[:60]!r}")
     return computations, entry

@@ -151,7 +151,7 @@ def test_shapes_are_placed_and_code_that_asks_hears_of_the_target(monkeypatch):
 
 # What follows is of the benchmark.
 
-FULL, SMOKE = (compile_for.Config("h100", smoke=smoke) for smoke in (False, True))
+FULL, SMOKE = (compile_for.Sizes(smoke=smoke) for smoke in (False, True))
 
 
 def test_there_is_a_program_for_each_thing_that_the_commands_run():
@@ -259,7 +259,7 @@ def found(name, trips_known):
 
 
 def test_records_and_loops():
-    config = compile_for.Config("h100", smoke=True, loops=1)
+    config = compile_for.Config(target="h100", smoke=True, loops=1)
     record = compile_for.record_of(config, compile_for.Outcome("a", found("a", False)))
     assert {field.name for field in dataclasses.fields(deviceless.Compiled)} - {"details"} < set(
         record

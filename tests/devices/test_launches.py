@@ -4,7 +4,7 @@ import textwrap
 
 import pytest
 
-from nasi_jax.devices.launches import count
+from nasi_jax.devices.launches import count, sources
 
 PROGRAM = """\
 HloModule jit_f, is_scheduled=true
@@ -124,3 +124,8 @@ def test_calls_and_what_goes_on_beside():
 def test_what_is_no_compiled_program(text):
     with pytest.raises(ValueError, match="no compiled program in the text"):
         count(text)
+
+
+def test_instructions_have_the_name_that_they_had_in_jax():
+    """Those of which XLA tells."""
+    assert sources(PROGRAM) == {"while.1": "jit(f)/outer/inner", "while.2": "jit(f)/outer"}

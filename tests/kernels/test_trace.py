@@ -32,7 +32,7 @@ SMALLEST = {
     "nasbench1shot1-3": {"ops": ("conv3x3-bn-relu", "conv1x1-bn-relu")},
 }
 SLOW = ("nasbench1shot1-2", "nasbench1shot1-3")
-"""Spaces whose programs are those of nasbench1shot1-1, but for the number of inputs."""
+"""Spaces whose cells differ from those of nasbench1shot1-1 by the number of vertices and inputs."""
 CASES = [*((name, "batch") for name in SEARCH_SPACES)]
 CASES += [("nasbench201", norm) for norm in ("frozen", "none")]
 TEMPERATURE = 0.8

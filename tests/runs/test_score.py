@@ -141,18 +141,18 @@ def test_a_run_killed_in_a_later_seed_goes_on(tmp_path, monkeypatch):
 def test_several_architectures_in_a_call(finished, tmp_path, monkeypatch):
     """Wherever the run goes on, and where fewer are left than a call takes."""
     monkeypatch.setattr(runs.score, "_SECONDS_BETWEEN_WRITES", 0.0)
-    config, done = dataclasses.replace(CONFIG, archs_per_call=2), []
+    config, done = dataclasses.replace(CONFIG, archs_per_call=4), []
 
     def stop(progress):
         if progress.stage == "scoring":
             done.append(progress.done)
-            if progress.done > 2:
+            if progress.done > 3:
                 raise KeyboardInterrupt
 
     out = tmp_path / "scores.csv"
     with pytest.raises(KeyboardInterrupt):
         runs.score.score(config, out, on_progress=stop)
-    assert done == [2, 4]
+    assert done == [3, 5]  # of one size
     scores = runs.score.score(config, out, resume=True)
     assert scores.num_compilations == 1
     runs.score.score(config, tmp_path / "unbroken.csv")
@@ -165,7 +165,6 @@ def test_several_architectures_in_a_call(finished, tmp_path, monkeypatch):
 @pytest.mark.parametrize(("memory", "expected"), [(0.7, [2, 3]), (2, [3])])
 def test_as_many_architectures_as_fit_into_the_memory(tmp_path, monkeypatch, memory, expected):
     """In shares of what three take."""
-
     config = dataclasses.replace(CONFIG, proxies=(), num_archs=3)
     needed = call_of(config, 3).memory_analysis().temp_size_in_bytes
     limit = int(memory * needed / 0.8)

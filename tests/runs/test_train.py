@@ -6,15 +6,12 @@ import errno
 import json
 import os
 import shutil
-import subprocess
-import sys
-import textwrap
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
-from helpers import assert_one_line, assert_same, snapshot
+from helpers import assert_one_line, assert_same, on_two_devices, snapshot
 
 from nasi_jax import data, runs
 from nasi_jax.cells import genotype_from_dict, parse_genotype
@@ -287,17 +284,6 @@ def test_between_checkpoints_a_training_goes_back_to_the_last(finished, tmp_path
     told = train(tmp_path, resume=True)
     assert [done for stage, done in told if stage == "training"] == list(range(last + 1, STEPS + 1))
     assert_ended_alike(tmp_path, finished[0])
-
-
-def in_a_process(script, *arguments, **environment):
-    """Runs a script that may import what lies here."""
-    paths = os.pathsep.join([os.path.dirname(__file__), *sys.path])
-    return subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(script), *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": paths, **environment},
-    )
 
 
 def test_a_half_removed_checkpoint_is_not_used(finished, tmp_path):
@@ -591,8 +577,7 @@ SHARED = {
 
 
 def test_two_devices_train_as_one(tmp_path):
-    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=2"
-    process = in_a_process(DEVICES, tmp_path / "two", XLA_FLAGS=flags)
+    process = on_two_devices(DEVICES, tmp_path / "two", folders=[os.path.dirname(__file__)])
     assert process.returncode == 0, process.stderr
     refusal = "batch_size must be a multiple of the 2 local devices, got 125"
     assert process.stdout.splitlines() == [refusal, refusal]

@@ -1,15 +1,12 @@
 """Distribution and derivative of the sampled weights; the supernet as a function."""
 
 import functools
-import os
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import Toy, random_batch, random_like
+from helpers import Toy, on_two_devices, random_batch, random_like
 from scipy import special, stats
 
 from nasi_jax.search import close_over, gumbel_softmax, init_params
@@ -224,9 +221,5 @@ assert {device for leaf in jax.tree.leaves(params) for device in leaf.devices()}
 
 
 def test_the_host_draws_for_the_device_in_use():
-    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=2"
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "XLA_FLAGS": flags}
-    process = subprocess.run(
-        [sys.executable, "-c", TWO_DEVICES], env=environment, capture_output=True, text=True
-    )
+    process = on_two_devices(TWO_DEVICES)
     assert process.returncode == 0, process.stderr
