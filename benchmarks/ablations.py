@@ -32,16 +32,16 @@ from measuring import write_record
 from samples import (
     Samples,
     alphas,
-    check,
     print_table,
     sampled,
     selected,
     settings,
     smallest,
     summary,
+    table_of,
 )
 
-from nasi_jax import SearchConfig, adaptive, fixed, quantile, tables
+from nasi_jax import SearchConfig, adaptive, fixed, quantile
 from nasi_jax.config import ResolvedSearch
 from nasi_jax.report.figures import save
 from nasi_jax.runs.search import constraint_of
@@ -54,7 +54,10 @@ CHANGES: dict[str, dict[str, Any]] = {
     "batch: 64": {"batch_size": 64},
     "temperature: 0.3": {"temperature": 0.3},
     "temperature: 3": {"temperature": 3.0},
-    "samples: hard": {"hard": True},
+    "samples: hard": {"relaxation": "hard"},
+    "samples: hard operations, soft inputs": {"relaxation": "hard", "input_relaxation": "soft"},
+    "samples: hard, one input": {"relaxation": "hard", "input_relaxation": "hard-one"},
+    "samples: path": {"relaxation": "path"},
     "theta_0: redrawn": {"redraw": True},
     "theta_0: one": {"redraw": False},
     "channels: 4": {"init_channels": 4},
@@ -89,8 +92,8 @@ class Config:
     """Settings of the study."""
 
     search: Annotated[SearchConfig, tyro.conf.arg(name="")] = field(default_factory=SearchConfig)
-    table: str
-    """A file of accuracies, as for `nasi rank`."""
+    table: tuple[str, ...]
+    """One or more files of accuracies, as for `nasi rank`."""
     column: str = "c10valid_val_200"
     """Its column of validation accuracies."""
     test_column: str = "c10_test_200"
@@ -185,8 +188,7 @@ def main() -> None:
     if config.smoke:
         search = smallest(search)
         config = replace(config, seeds=2, only=("labels: random",))
-    table = tables.load(config.table)
-    check(table, [config.column])
+    table = table_of(config.table, [config.column])
     readers = [
         Reader(table, each) for each in (config.column, config.test_column) if each in table.columns
     ]

@@ -21,7 +21,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track
 
-from nasi_jax import SearchConfig, one_step_ascent
+from nasi_jax import SearchConfig, one_step_ascent, tables
 from nasi_jax.config import ResolvedSearch, to_dict
 from nasi_jax.devices import cache
 from nasi_jax.runs.search import build, dataset_of
@@ -88,14 +88,24 @@ def short_hash(content: Any) -> str:
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:12]
 
 
-def check(table: Table, columns: Iterable[str]) -> None:
-    """Ends the study, before it computes anything, if the table has not all of the columns."""
+def table_of(paths: Sequence[str], columns: Iterable[str]) -> Table:
+    """The table in these files, whose differences are printed.
+
+    Ends the study, before it computes anything, if it cannot be read or has not all of the columns.
+    """
     try:
+        table, overlaps = tables.load_all(paths)
         for column in columns:
             table.column(column)
     except ValueError as error:
         print(error, file=sys.stderr)
         raise SystemExit(2) from error
+    for column, found in overlaps.items():
+        print(
+            f"{found.cells} cells have {column} twice: median difference {found.median:.2f}, "
+            f"largest {found.largest:.2f}"
+        )
+    return table
 
 
 def smallest(search: ResolvedSearch) -> ResolvedSearch:

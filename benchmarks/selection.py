@@ -33,7 +33,6 @@ from matplotlib.figure import Figure
 from measuring import write_record
 from samples import (
     alphas,
-    check,
     print_table,
     sampled,
     selected,
@@ -41,6 +40,7 @@ from samples import (
     short_hash,
     smallest,
     summary,
+    table_of,
 )
 
 from nasi_jax import ScoreConfig, SearchConfig, parse_genotype, runs, tables
@@ -57,8 +57,8 @@ class Config:
     """Settings of the study."""
 
     search: Annotated[SearchConfig, tyro.conf.arg(name="")] = field(default_factory=SearchConfig)
-    table: str
-    """A file of accuracies, as for `nasi rank`."""
+    table: tuple[str, ...]
+    """One or more files of accuracies, as for `nasi rank`."""
     column: str
     """Which of its columns."""
     seeds: int = 10
@@ -127,8 +127,7 @@ def main() -> None:
     if config.smoke:
         search = smallest(search)
     config = replace(config, search=search, seeds=2 if config.smoke else config.seeds)
-    table = tables.load(config.table)
-    check(table, (config.column, "params"))
+    table = table_of(config.table, (config.column, "params"))
     reader = Reader(table, config.column)
     seeds = range(search.seed, search.seed + config.seeds)
     space, found = sampled(search, seeds, config.out / "samples")

@@ -34,7 +34,7 @@ class Config:
     """Settings of the study."""
 
     train: Annotated[TrainConfig, tyro.conf.arg(name="")] = field(default_factory=TrainConfig)
-    table: str
+    table: tuple[str, ...]
     """A file of accuracies, as for `nasi rank`."""
     column: str
     """Which of its columns."""
@@ -52,7 +52,7 @@ def main() -> None:
     if config.smoke:
         train = replace(config.train, epochs=1, init_channels=2, image_size=8)
         config = replace(config, train=train, num_archs=3)
-    table = tables.load(config.table)
+    table, _ = tables.load_all(config.table)
     accuracies = table.column(config.column)
     known = np.flatnonzero(np.isfinite(accuracies))
     order = known[np.argsort(accuracies[known], kind="stable")]

@@ -115,7 +115,24 @@ class Search(Resumable):
                 f"{noise} of {len(choices)} choices lie within 2 standard errors: more steps "
                 "may turn them"
             )
+        if self.config.until_sure or not noise:
+            _print_verdicts(result)
         print(f"wrote {self.out}/result.json, cells.svg, history.png")
+
+
+def _print_verdicts(result: Mapping[str, Any]) -> None:
+    choices = result["choices"]
+    unsure = [choice for choice in choices if not choice["sure"]]
+    print(
+        f"{len(choices) - len(unsure)} of {len(choices)} choices are sure after "
+        f"{result['steps']} steps, for {result['sure_of']}"
+    )
+    for choice in unsure:
+        more = choice["steps_to_sure"]
+        print(
+            f"  {choice['name']}: {choice['winner']} or {choice['runner_up']}, "
+            + ("not at this rate" if more is None else f"about {more} more steps")
+        )
 
 
 @dataclass(frozen=True)
@@ -210,6 +227,11 @@ class Rank(Resumable):
         """Ranks and reports."""
         with _progress(_program("the scores", self.config)) as report:
             result = runs.rank.rank(self.config, self.out, **self.existing, on_progress=report)
+        for column, found in result["overlaps"].items():
+            print(
+                f"{found['cells']} cells have {column} in two tables, whose difference is "
+                f"{found['median']:.2f} in the median and {found['largest']:.2f} at most"
+            )
         _print_correlations(result)
         _print_cost(self.config, result)
         print(f"wrote {self.out}/rank.csv, rank.json, rank.png, scores.csv, scores.json")

@@ -19,6 +19,7 @@ from nasi_jax.types import (
     Loss,
     MatmulPrecision,
     Precision,
+    Relaxation,
 )
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ _GENERAL: dict[str, Any] = {
     "constraint": 1000.0,
     "redraw": True,
     "derivative": "reverse",
+    "relaxation": "soft",
 }
 """Settings for spaces that have none of their own."""
 
@@ -215,6 +217,10 @@ class SearchConfig(Step, Network, Images, Supernet):
       variant: nasi-fix (constant nu) or nasi-ada (nu follows the mean), for darts with the paper's
         settings.
       steps: number of steps T, each with a fresh mini-batch and a fresh architecture.
+      until_sure: whether to end as soon as every choice is sure, and take steps as the most that
+        there may be. Sure is what a confidence sequence says that is valid at any time of stopping
+        and corrected for all choices: where no option is better, it calls any of them sure in at
+        most 5% of all searches.
       batch_size: examples b in a mini-batch.
       penalty: mu, the weight of the constraint; 1 caps the objective at nu, 2 makes it a tent.
       constraint: nu, the initial one if the rule changes it.
@@ -223,7 +229,10 @@ class SearchConfig(Step, Network, Images, Supernet):
       constraint_quantile: which quantile, between 0 and 1.
       constraint_samples: how many random relaxed architectures that quantile is over.
       temperature: tau of the Gumbel-softmax.
-      hard: one-hot samples with the straight-through gradient, in place of soft ones.
+      relaxation: of sampled operations: soft weights; hard, which are 0 and 1 with the gradient of
+        the soft ones (straight-through); or path, hard with a gradient of what was drawn alone.
+      input_relaxation: of sampled inputs, in the spaces that choose them apart from operations;
+        that of the operations if not given. hard-one draws one where the space reads several.
       redraw: whether every step draws parameters theta_0 of its own; the paper has one for all.
       radius: xi, the bound on the norm of the step that alpha takes.
       samples_per_step: how many of the T steps to take in one call of the device, each with an
@@ -238,6 +247,7 @@ class SearchConfig(Step, Network, Images, Supernet):
 
     variant: Variant = "nasi-ada"
     steps: Count | None = None
+    until_sure: bool = False
     batch_size: Count | None = None
     penalty: Weight | None = None
     constraint: Weight | None = None
@@ -245,7 +255,8 @@ class SearchConfig(Step, Network, Images, Supernet):
     constraint_quantile: Share = 0.5
     constraint_samples: Count = 16
     temperature: Scale = 1.0
-    hard: bool = False
+    relaxation: Relaxation | None = None
+    input_relaxation: Relaxation | None = None
     redraw: bool | None = None
     radius: Scale = 1.0
     samples_per_step: Annotated[int, Field(ge=0, le=1000)] = 1
@@ -289,6 +300,7 @@ class ResolvedSearch(SearchConfig):
     constraint_rule: ConstraintRule
     redraw: bool
     derivative: Derivative
+    relaxation: Relaxation
 
 
 @settings
@@ -332,7 +344,8 @@ class RankConfig(ScoreConfig):
     """What the ranking of architectures against their accuracies depends on.
 
     Attributes:
-      table: a file of accuracies, as `nasi_jax.tables.load` takes it.
+      table: a file of accuracies, as `nasi_jax.tables.load` takes it, or several of one benchmark,
+        of which the later one's number stands where two have a cell.
       column: which of its columns, such as c10valid_val_200 or val_108.
       num_archs: how many different random architectures of the table to rank, unless genotypes
         names a file.
@@ -341,7 +354,7 @@ class RankConfig(ScoreConfig):
       ValueError: for a value that is not accepted; the message says what is.
     """
 
-    table: str
+    table: tuple[str, ...]
     column: str
     num_archs: Count = 100
     proxies: tuple[str, ...] = (

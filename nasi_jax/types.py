@@ -16,8 +16,9 @@ Params = Any
 Alpha = dict[str, jax.Array]
 """Architecture logits: one `[rows, options]` array for each kind of choice.
 
-The options of a row compete in one softmax. The relaxed or one-hot `weights` that a supernet
-takes have the same structure.
+The options of a row compete in one softmax. Where inputs are chosen apart from operations, the
+names of their arrays begin with `inputs`. The relaxed or one-hot `weights` that a supernet takes
+have the same structure.
 """
 
 ApplyFn = Callable[[Params, jax.Array], jax.Array]
@@ -43,6 +44,15 @@ STEMS: tuple[str, ...] = get_args(Stem)
 
 Initializer = Literal["he_normal", "he_uniform", "xavier_normal", "lecun_normal", "pytorch"]
 """Distribution of the initial kernels; see `nasi_jax.cells.layers.ops.kernel_init`."""
+
+Relaxation = Literal["soft", "hard", "hard-one", "path"]
+"""How a sampled architecture is relaxed, so that x has a derivative in alpha.
+
+With p = softmax((alpha + g) / tau) and the one-hot draw d of the k options that are selected:
+`soft`: the weights are p. `hard`: they are d, with the derivative of p (straight-through, as in
+SNAS). `hard-one`: the same with one option a row, also where k are selected. `path`: they are d,
+with the derivative of p for the options drawn, and 0 for all others (the sampled path, as in GDAS).
+"""
 
 Loss = Literal["cross_entropy", "mse"]
 """Mean over the batch of the softmax cross-entropy, or of `||one_hot(label) - output||^2`."""

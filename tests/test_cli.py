@@ -124,8 +124,8 @@ def test_resuming_takes_the_settings_of_the_search(finished, tmp_path, capsys):
 
 
 def test_resuming_with_another_setting_is_refused(finished, refused):
-    message = refused("search", "--seed", 5, "--resume", "--out", finished[0], "--hard")
-    assert message == "the search to resume has seed 2 not 5, hard False not True"
+    message = refused("search", "--seed", 5, "--resume", "--out", finished[0], "--until-sure")
+    assert message == "the search to resume has seed 2 not 5, until_sure False not True"
 
 
 def test_resuming_nothing_is_a_search(tmp_path, monkeypatch):

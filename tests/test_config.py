@@ -39,7 +39,7 @@ NAN, INF = float("nan"), float("inf")
 CONFIGS = {
     "search": SearchConfig(),
     "score": ScoreConfig(),
-    "rank": RankConfig(table="cells.csv", column="accuracy"),
+    "rank": RankConfig(table=("cells.csv",), column="accuracy"),
     "train": TrainConfig(),
 }
 """A configuration of each command, by the name of the command."""
@@ -63,7 +63,9 @@ EXPLICIT = {
     "constraint_quantile": 0.25,
     "constraint_samples": 5,
     "temperature": 0.1,
-    "hard": True,
+    "relaxation": "hard",
+    "input_relaxation": "soft",
+    "until_sure": True,
     "redraw": True,
     "radius": 2.0,
     "samples_per_step": 4,
@@ -134,7 +136,7 @@ WRONG_TYPES = [
     ("a number from 0.0 to 1.0", ("constraint_quantile",), (None, "1", True, [0.5])),
     (SCALE, ("temperature", "radius"), (None, "1", True, [0.5])),
     (WEIGHT, ("penalty", "constraint"), ("1", False, {})),
-    ("true or false", ("hard",), (None, 0, 1, "true")),
+    ("true or false", ("until_sure",), (None, 0, 1, "true")),
     ("true or false", ("redraw",), (0, 1, "true")),
     ("a list of text", ("ops",), ("skip_connect", 3, [["a"]], [1], [None], {"a": 1})),
 ]
@@ -245,7 +247,7 @@ def test_numbers_are_finite_without_a_range_too(value):
 
 
 def test_what_is_missing_or_unknown_is_refused():
-    with pytest.raises(ValueError, match=r"^table must be text, and is missing$"):
+    with pytest.raises(ValueError, match=r"^table must be a list of text, and is missing$"):
         from_dict({"column": "accuracy"}, RankConfig)
     with pytest.raises(ValueError, match=r"^unknown setting step; known: batch_size, "):
         dataclasses.replace(SearchConfig(), step=3)

@@ -66,7 +66,7 @@ def rank(
       ValueError: for a wrong configuration, a table or data that cannot be used, or a directory
         that is in use, or holds a ranking already, or one of something else.
     """
-    table = tables.load(config.table, on_progress=on_progress)
+    table, overlaps = tables.load_all(config.table, on_progress=on_progress)
     accuracy = table.column(config.column)
 
     def row_of(genotype: Any) -> Hashable:
@@ -92,6 +92,7 @@ def rank(
         result, figure = agreement_of(
             config, scores, config.column, accuracies, {**own, **scores.values}, on_progress
         )
+        result["overlaps"] = {name: each._asdict() for name, each in overlaps.items()}
         save(figure, out / "rank.png")
         directory.write("rank.csv", _csv(result["correlations"]))
         # Last: where it stands, all stand.

@@ -8,7 +8,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ from nasi_jax.search import (
     SearchAlgorithm,
     SearchInfo,
     SearchState,
+    Verdict,
 )
 from nasi_jax.storage.directory import ADDED, RunDirectory, provenance, restored
 from nasi_jax.storage.files import csv_text, json_text
@@ -66,7 +67,8 @@ _SECONDS_BETWEEN_CHECKPOINTS = 5.0
 
 def run_directory(out: Path) -> RunDirectory:
     """The run directory of a search."""
-    return RunDirectory(out, "search", FILES, added={**ADDED, "samples_per_step": 1})
+    added = {"samples_per_step": 1, "input_relaxation": None, "until_sure": False}
+    return RunDirectory(out, "search", FILES, added={**ADDED, **added})
 
 
 def space_of(config: Config) -> SearchSpace:
@@ -127,7 +129,8 @@ def build(config: ResolvedSearch, num_classes: int) -> tuple[SearchSpace, Search
         penalty=config.penalty,
         constraint=constraint_of(config),
         temperature=config.temperature,
-        hard=config.hard,
+        relaxation=config.relaxation,
+        input_relaxation=config.input_relaxation,
         redraw=config.redraw,
         spec=NetworkSpec(
             norm=config.norm,
@@ -201,16 +204,27 @@ def search(
         checkpoints = stack.enter_context(directory.checkpoints())
         start = _restored(checkpoints, state)
         begun = 0 if start is None else len(start.step_seconds)
+        evidence = nasi_search.Evidence(space)
         kept = time.monotonic()
+
+        def verdicts_on(run: Run) -> list[Verdict]:
+            for step in range(evidence.num_steps, len(run.step_seconds)):
+                evidence.add({name: update[step] for name, update in run.info.update.items()})
+            return evidence.verdicts()
+
+        def enough(run: Run) -> bool:
+            return config.until_sure and all(each.sure for each in verdicts_on(run))
 
         def on_stage(stage: str) -> None:
             on_progress(Progress(stage, steps, begun))
 
+        def keep(run: Run) -> None:
+            checkpoints.save(len(run.step_seconds), args=ocp.args.StandardSave(run._asdict()))
+
         def on_step(run: Run) -> None:
             nonlocal kept
-            done = len(run.step_seconds)
-            if done == steps or time.monotonic() - kept > _SECONDS_BETWEEN_CHECKPOINTS:
-                checkpoints.save(done, args=ocp.args.StandardSave(run._asdict()))
+            if time.monotonic() - kept > _SECONDS_BETWEEN_CHECKPOINTS:
+                keep(run)
                 kept = time.monotonic()
             on_progress(_progress("searching", steps, run))
 
@@ -223,11 +237,27 @@ def search(
             start=start,
             on_stage=on_stage,
             on_step=on_step,
+            enough=enough,
         )
-        on_progress(_progress("drawing", steps, run))
-        result = _result(config, space, dataset, run)
+        done = len(run.step_seconds)
+        if checkpoints.latest_step() != done:
+            keep(run)
+        on_progress(_progress("drawing", done, run))
+        verdicts = verdicts_on(run)
+        run = _of_fewer_steps(run, done / steps)
+        result = _result(config, space, dataset, run, verdicts)
         _write(directory, space, result, run)
     return result
+
+
+def _of_fewer_steps(run: Run, share: float) -> Run:
+    """The run of a share of the T steps with alpha as equation (18) has it for so many steps."""
+    if share == 1:
+        return run
+    alpha, update = jax.tree.map(lambda leaf: leaf / share, (run.state.alpha, run.info.update))
+    return run._replace(
+        state=run.state._replace(alpha=alpha), info=run.info._replace(update=update)
+    )
 
 
 def _progress(stage: str, steps: int, run: Run) -> Progress:
@@ -273,10 +303,15 @@ def saved(out: Path) -> ResolvedSearch:
 
 
 def _result(
-    config: SearchConfig, space: SearchSpace, dataset: data.Dataset, run: Run
+    config: ResolvedSearch,
+    space: SearchSpace,
+    dataset: data.Dataset,
+    run: Run,
+    verdicts: Sequence[Verdict],
 ) -> dict[str, Any]:
     alpha = run.state.alpha
     genotype = space.discretize(alpha)
+    of_choice = {verdict.name: verdict for verdict in verdicts}
     return {
         "space": space.name,
         "text": genotype.to_text(),
@@ -286,6 +321,8 @@ def _result(
                 **margin._asdict(),
                 "standard_error": _finite(margin.standard_error),
                 "margin_in_standard_errors": _finite(margin.ratio),
+                "sure": of_choice[margin.name].sure,
+                "steps_to_sure": of_choice[margin.name].steps_to_sure,
             }
             for margin in nasi_search.margins(space, alpha, run.info.update)
         ],
@@ -296,6 +333,8 @@ def _result(
             }
             for name, (rows, columns) in space.labels().items()
         },
+        "steps": len(run.step_seconds),
+        "sure_of": "all draws of theta_0" if config.redraw else "this theta_0",
         "norm": config.norm,
         "num_classes": dataset.num_classes,
         "seed": config.seed,

@@ -1,6 +1,6 @@
 """The search: relaxation, objective, the two functions of NASI, and the loop."""
 
-from nasi_jax.search.confidence import Margin, margins
+from nasi_jax.search.confidence import Evidence, Margin, Verdict, margins
 from nasi_jax.search.loop import Run, run
 from nasi_jax.search.nasi import (
     SearchAlgorithm,
@@ -16,11 +16,13 @@ from nasi_jax.search.score import score_fn
 
 __all__ = [
     "Constraint",
+    "Evidence",
     "Margin",
     "Run",
     "SearchAlgorithm",
     "SearchInfo",
     "SearchState",
+    "Verdict",
     "adaptive",
     "close_over",
     "fixed",

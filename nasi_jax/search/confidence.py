@@ -1,7 +1,8 @@
-"""How sure a search is of each choice that it made."""
+"""How sure a search is of each choice that it made: after T steps, and whenever one looks."""
 
 from __future__ import annotations
 
+import bisect
 import functools
 from typing import NamedTuple
 
@@ -10,6 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from nasi_jax.types import Alpha, SearchSpace
+
+ERROR = 0.05
+"""The probability, at most, that `Evidence` calls any choice sure where no option is better."""
+
+_PRECISION = 0.1
+"""rho^2 of the mixture, the variance of its rate: bounds are narrowest after some hundred steps."""
+_MOST_STEPS = 10**9
+"""More than that are as good as never."""
 
 
 class Margin(NamedTuple):
@@ -88,3 +97,135 @@ def margins(space: SearchSpace, alpha: Alpha, updates: Alpha) -> list[Margin]:
         )
         for (index, (win, lose)), value, error in zip(gaps.items(), values, errors, strict=True)
     ]
+
+
+class Verdict(NamedTuple):
+    """Whether a choice is beyond noise, by `Evidence`.
+
+    Attributes:
+      name: the choice.
+      sure: whether each option that wins is known to be better than each that loses.
+      steps_to_sure: about how many more steps that would take if the differences stay what they
+        are on average so far; 0 for a choice that is sure, None if they point the other way or it
+        would take more than 10^9.
+    """
+
+    name: str
+    sure: bool
+    steps_to_sure: int | None
+
+
+class Evidence:
+    """A confidence sequence for every choice of a search: valid at any time that one stops.
+
+    A step adds to the difference of two options' scores d_t = <grad (s_a - s_b)(alpha_{t-1}), u_t>.
+    For the sum S of d_t / c_t and V of their squares, with a scale c_t of what came before t, the
+    mixture over rates l ~ N(0, rho^2) of exp(l S - l^2 V / 2),
+
+        E = (1 + rho^2 V)^(-1/2) exp(rho^2 S^2 / (2 (1 + rho^2 V))),
+
+    is a nonnegative supermartingale that starts at 1 wherever d_t is symmetric about 0 given the
+    past, however heavy its tails (de la Pena, 1999; Howard, Ramdas, McAuliffe and Sekhon, 2021),
+    as it is where the two options can be exchanged. So E reaches P / `ERROR` at some time with a
+    probability of at most `ERROR` / P, for one of P pairs of options (Ville), and an option is
+    called better from then on. That is corrected for all pairs of all choices, and for looking
+    after every step. Where the options differ in spread but not in the mean, d_t may be skewed,
+    and the bound holds only approximately.
+
+    The samples are of one theta_0, unless that is redrawn: then so is the claim.
+
+    Attributes:
+      num_steps: how many steps have been added.
+    """
+
+    def __init__(self, space: SearchSpace) -> None:
+        """Starts before the first step, at alpha_0."""
+        self.num_steps = 0
+        self._space = space
+        self._alpha = space.init_alpha()
+        choices = space.choices(self._alpha)
+        sizes = [len(choice.options) for choice in choices]
+        self._starts = np.cumsum([0, *sizes])
+        of_choice = np.repeat(np.arange(len(choices)), sizes)
+        left, right = np.triu_indices(len(of_choice), 1)
+        # Where all options win there is nothing to know.
+        decides = np.array([each.num_selected < len(each.options) for each in choices])
+        kept = (of_choice[left] == of_choice[right]) & decides[of_choice[left]]
+        self._left, self._right, self._choice = left[kept], right[kept], of_choice[left[kept]]
+        pairs = len(self._left)
+        self._threshold = np.log(max(pairs, 1) / ERROR)
+        self._squares = np.zeros(len(choices))
+        self._sum, self._variance = np.zeros(pairs), np.zeros(pairs)
+        self._better = np.zeros(pairs, int)
+
+    def add(self, update: Alpha) -> None:
+        """Takes what one step added to alpha, the next one in their order."""
+        self._alpha, change = _change(self._space, self._alpha, update)
+        changes = np.asarray(change, float)
+        differences = changes[self._left] - changes[self._right]
+        scales = np.sqrt(self._squares / max(self.num_steps, 1))[self._choice]
+        # From the second step on: of what came before the first nothing is known.
+        terms = np.divide(differences, scales, out=np.zeros_like(differences), where=scales > 0)
+        self._sum += terms
+        self._variance += np.square(terms)
+        reached = _log_mixture(self._sum, self._variance) >= self._threshold
+        self._better = np.where(
+            reached & (self._better == 0), np.sign(self._sum), self._better
+        ).astype(int)
+        squares = np.bincount(self._choice, np.square(differences), len(self._squares))
+        self._squares += squares / np.maximum(np.bincount(self._choice, None, len(squares)), 1)
+        self.num_steps += 1
+
+    def verdicts(self) -> list[Verdict]:
+        """A verdict for each choice of fewer than all of its options, in their order."""
+        found = []
+        for index, choice in enumerate(self._space.choices(self._alpha)):
+            if choice.num_selected == len(choice.options):
+                continue
+            first = self._starts[index]
+            won = np.zeros(self._starts[-1], bool)
+            won[
+                first + np.argsort(-np.asarray(choice.scores), kind="stable")[: choice.num_selected]
+            ] = True
+            pairs = (self._choice == index) & (won[self._left] != won[self._right])
+            sign = np.where(won[self._left[pairs]], 1, -1)
+            unsure = self._better[pairs] != sign
+            more = [
+                self._more_steps(total, variance)
+                for total, variance in zip(
+                    (sign * self._sum[pairs])[unsure], self._variance[pairs][unsure], strict=True
+                )
+            ]
+            known = [each for each in more if each is not None]
+            needed = max(known, default=0) if len(known) == len(more) else None
+            found.append(Verdict(choice.name, not more, needed))
+        return found
+
+    def _more_steps(self, total: float, variance: float) -> int | None:
+        """How many more steps until a pair reaches the threshold, at its average so far."""
+
+        def reaches(num_steps: int) -> bool:
+            share = np.array(num_steps / self.num_steps)
+            return bool(_log_mixture(share * total, share * variance) >= self._threshold)
+
+        if total <= 0 or not reaches(_MOST_STEPS):
+            return None
+        steps = range(self.num_steps + 1, _MOST_STEPS)
+        return bisect.bisect_left(steps, True, key=reaches) + 1
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _change(space: SearchSpace, alpha: Alpha, update: Alpha) -> tuple[Alpha, jax.Array]:
+    """alpha after an update, and by how much that changes the scores of all options."""
+
+    def scores(alpha: Alpha) -> jax.Array:
+        return jnp.concatenate([choice.scores for choice in space.choices(alpha)])
+
+    return jax.tree.map(jnp.add, alpha, update), jax.jvp(scores, (alpha,), (update,))[1]
+
+
+def _log_mixture(total: np.ndarray, variance: np.ndarray) -> np.ndarray:
+    """log E of `Evidence`."""
+    spread = 1 + _PRECISION * variance
+    mixture: np.ndarray = (_PRECISION * np.square(total) / spread - np.log(spread)) / 2
+    return mixture

@@ -49,6 +49,7 @@ def run(
     start: Run | None = None,
     on_stage: Callable[[str], None] | None = None,
     on_step: Callable[[Run], None] | None = None,
+    enough: Callable[[Run], bool] = lambda run: False,
 ) -> Run:
     """Runs a search from its start or from a restored state.
 
@@ -68,15 +69,17 @@ def run(
         no step is left to do.
       on_step: called with the run so far after each call. Its state is used up by the next one:
         copy what is to be kept.
+      enough: whether to end before `num_steps`, asked after each call and of `start`.
 
     Returns:
-      The run after `num_steps` steps.
+      The run after `num_steps` steps, or as many as were enough. alpha is the sum of equation (18)
+      for T = `num_steps` then too.
 
     Raises:
       FloatingPointError: if the trace or its gradient is not finite at some step.
     """
     begin = time.perf_counter()
-    if start is not None and len(start.step_seconds) >= num_steps:
+    if start is not None and (len(start.step_seconds) >= num_steps or enough(start)):
         return start
     if on_stage is not None:
         on_stage("compiling")
@@ -105,9 +108,12 @@ def run(
                     f"gradient {info.gradient_norm}"
                 )
             infos.append(info)
+        done = Run(state, _stacked(infos), np.array(seconds), compile_seconds)
         if on_step is not None:
-            on_step(Run(state, _stacked(infos), np.array(seconds), compile_seconds))
-    return Run(state, _stacked(infos), np.array(seconds), compile_seconds)
+            on_step(done)
+        if enough(done):
+            break
+    return done
 
 
 _Call = Callable[[SearchState, int, int], tuple[SearchState, SearchInfo]]

@@ -25,6 +25,7 @@ from nasi_jax.types import (
     NetworkSpec,
     Params,
     ProxyFn,
+    Relaxation,
     SearchSpace,
 )
 
@@ -128,7 +129,8 @@ def nasi(
     penalty: float = 2.0,
     constraint: Constraint | None = None,
     temperature: float = 1.0,
-    hard: bool = False,
+    relaxation: Relaxation = "soft",
+    input_relaxation: Relaxation | None = None,
     redraw: bool = False,
     move_alpha: bool = False,
     spec: NetworkSpec = NetworkSpec(),
@@ -146,7 +148,8 @@ def nasi(
       penalty: mu.
       constraint: the rule for nu; `adaptive(500.0)`, the paper's for DARTS, if not given.
       temperature: tau of the Gumbel-softmax.
-      hard: whether samples are one-hot, with the straight-through gradient.
+      relaxation: of the sampled operations; see `gumbel_softmax`.
+      input_relaxation: of the sampled inputs, if not the same.
       redraw: whether every step draws a theta_0 of its own, so that the sum of equation (18) is a
         mean over initializations as well. The paper draws one for all steps.
       move_alpha: whether gradients are taken at the alpha reached so far. The paper takes all of
@@ -181,7 +184,8 @@ def nasi(
             sample_key,
             alpha,
             temperature=temperature,
-            hard=hard,
+            relaxation=relaxation,
+            input_relaxation=input_relaxation,
             num_selected=space.num_selected(),
         )
         apply_fn = close_over(supernet, params, weights, norm=spec.norm, reference=reference)

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from nasi_jax.types import Alpha, ApplyFn, NormMode, Params
+from nasi_jax.types import Alpha, ApplyFn, NormMode, Params, Relaxation
 
 
 def gumbel_softmax(
@@ -20,20 +20,24 @@ def gumbel_softmax(
     alpha: Alpha,
     *,
     temperature: float = 1.0,
-    hard: bool = False,
+    relaxation: Relaxation = "soft",
+    input_relaxation: Relaxation | None = None,
     num_selected: Mapping[str, int] | None = None,
 ) -> Alpha:
     """Samples relaxed architectures: softmax((alpha + g) / tau), g ~ Gumbel(0, 1), row by row.
 
-    The reparameterization of equation (15) of the paper.
+    The reparameterization of equation (15) of the paper, and those of SNAS (Xie et al., 2019) and
+    GDAS (Dong and Yang, 2019), whose weights are 0 and 1; see `Relaxation`.
 
     Args:
       key: random key, consumed.
       alpha: logits, `[rows, options]` each.
       temperature: tau, above 0.
-      hard: whether the weights are 0 and 1, with the gradient of the soft ones (straight-through).
-      num_selected: for each entry of alpha, how many options of a row are 1 when hard; 1 each if
-        not given. The k largest of alpha + g are a sample of k options without replacement.
+      relaxation: of the operations.
+      input_relaxation: of the entries whose name begins with `inputs`; that of the operations if
+        not given.
+      num_selected: for each entry of alpha, how many options of a row are drawn; 1 each if not
+        given. The k largest of alpha + g are a sample of k options without replacement.
 
     Returns:
       Weights of the structure of `alpha`.
@@ -44,12 +48,15 @@ def gumbel_softmax(
     for name, subkey in zip(sorted(alpha), keys, strict=True):
         logits = alpha[name] + jax.random.gumbel(subkey, alpha[name].shape, alpha[name].dtype)
         soft = jax.nn.softmax(logits / temperature)
-        if hard:
-            count = 1 if num_selected is None else num_selected[name]
-            _, winners = lax.top_k(logits, count)
-            chosen = jnp.sum(jax.nn.one_hot(winners, logits.shape[-1], dtype=soft.dtype), axis=1)
-            soft = soft + lax.stop_gradient(chosen - soft)
-        weights[name] = soft
+        how = (name.startswith("inputs") and input_relaxation) or relaxation
+        if how == "soft":
+            weights[name] = soft
+            continue
+        count = 1 if num_selected is None or how == "hard-one" else num_selected[name]
+        _, winners = lax.top_k(logits, count)
+        drawn = jnp.sum(jax.nn.one_hot(winners, logits.shape[-1], dtype=soft.dtype), axis=1)
+        through = soft * drawn if how == "path" else soft
+        weights[name] = through + lax.stop_gradient(drawn - through)
     return weights
 
 

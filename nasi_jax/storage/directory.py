@@ -157,7 +157,7 @@ class RunDirectory:
         fields = content if self.entry is None else content.get(self.entry)
         if not isinstance(fields, dict):
             raise self.unreadable(f"its entry {self.entry} is no object of settings")
-        return {**self.added, **fields}
+        return {**self.added, **_as_now(fields)}
 
     def _content(self) -> dict[str, Any]:
         path = self.folder / self.record
@@ -204,6 +204,16 @@ class RunDirectory:
         path = (self.folder / "checkpoint").absolute()
         with contextlib.closing(ocp.CheckpointManager(path, options=options)) as manager:
             yield manager
+
+
+def _as_now(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings as earlier versions named them, under their present names."""
+    now = dict(fields)
+    if "hard" in now:
+        now["relaxation"] = "hard" if now.pop("hard") else "soft"
+    if isinstance(now.get("table"), str):
+        now["table"] = [now["table"]]
+    return now
 
 
 def _check_same(kept: Mapping[str, Any], given: Mapping[str, Any], what: str) -> None:

@@ -7,14 +7,15 @@ executed.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from nasi_jax.tables import compact, nasbench101, nasbench201
 from nasi_jax.tables.compact import write_csv
-from nasi_jax.tables.table import ACCEPTED, Table
+from nasi_jax.tables.table import ACCEPTED, Overlap, Table, merge, overlaps
 from nasi_jax.types import OnProgress
 
-__all__ = ["Table", "load", "write_csv"]
+__all__ = ["Overlap", "Table", "load", "load_all", "merge", "overlaps", "write_csv"]
 
 
 def load(path: str | os.PathLike[str], *, on_progress: OnProgress = lambda progress: None) -> Table:
@@ -63,3 +64,29 @@ def load(path: str | os.PathLike[str], *, on_progress: OnProgress = lambda progr
     if head[12:14] == b'["':
         return nasbench101.read(path, on_progress)
     return compact.read(path)
+
+
+def load_all(
+    paths: Sequence[str | os.PathLike[str]],
+    *,
+    on_progress: OnProgress = lambda progress: None,
+) -> tuple[Table, dict[str, Overlap]]:
+    """Reads the tables of several files as one; see `load` and `merge`.
+
+    Args:
+      paths: the files, at least one. Where two have a number of a cell, the later file's stands.
+      on_progress: as for `load`.
+
+    Returns:
+      The table, and by column how the last file and those before it differ.
+
+    Raises:
+      ValueError: as `load` and `merge` do.
+    """
+    if not paths:
+        raise ValueError(f"there must be a table; accepted are {ACCEPTED}")
+    *earlier, last = [load(path, on_progress=on_progress) for path in paths]
+    if not earlier:
+        return last, {}
+    before = merge(earlier)
+    return merge([before, last]), overlaps(before, last)

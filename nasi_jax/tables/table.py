@@ -6,6 +6,7 @@ import functools
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
@@ -126,6 +127,11 @@ class Table:
     def _rows(self) -> dict[str, int]:
         return {cell: row for row, cell in enumerate(self.cells)}
 
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """What tells the rows apart: the hashes of NAS-Bench-101, else the cells as text."""
+        return self.hashes or self.cells
+
     # Only when a cell isn't found as it is written: the keys of 15,625 cells take 0.2 s.
     @functools.cached_property
     def _isomorphic_rows(self) -> dict[str, int]:
@@ -186,3 +192,59 @@ def checked(
                 f"{unit} {row + first}: {name} must be from 0 to {limit}, got {column[row] / scale}"
             )
     return Table(benchmark, values, tuple(cells), tuple(hashes or ()))
+
+
+class Overlap(NamedTuple):
+    """How the numbers of two tables differ in a column.
+
+    Attributes:
+      cells: how many cells have a number in both.
+      median: median of the absolute difference.
+      largest: the largest one.
+    """
+
+    cells: int
+    median: float
+    largest: float
+
+
+def merge(tables: Sequence[Table]) -> Table:
+    """One table of the cells and columns of several.
+
+    Args:
+      tables: of one benchmark. Where two have a number of a cell, that of the later one stands.
+
+    Raises:
+      ValueError: if they are of different benchmarks.
+    """
+    benchmarks = {table.benchmark for table in tables}
+    if len(benchmarks) != 1:
+        raise ValueError(f"tables to merge must be of one benchmark, got {', '.join(benchmarks)}")
+    rows: dict[str, int] = {}
+    cells: list[str] = []
+    for table in tables:
+        for key, cell in zip(table.keys, table.cells, strict=True):
+            if rows.setdefault(key, len(rows)) == len(cells):
+                cells.append(cell)
+    values: dict[str, np.ndarray] = {}
+    for table in tables:
+        places = [rows[key] for key in table.keys]
+        for name, column in table.values.items():
+            merged = values.setdefault(name, np.full(len(cells), np.nan))
+            merged[places] = np.where(np.isfinite(column), column, merged[places])
+    hashes = tuple(rows) if tables[0].hashes else ()
+    return Table(benchmarks.pop(), values, tuple(cells), hashes)
+
+
+def overlaps(first: Table, second: Table) -> dict[str, Overlap]:
+    """By column of both tables, how they differ; a column without a common cell is left out."""
+    rows = {key: row for row, key in enumerate(first.keys)}
+    common = [(rows[key], row) for row, key in enumerate(second.keys) if key in rows]
+    places = np.array(common, int).reshape(-1, 2).T
+    found = {}
+    for name in first.values.keys() & second.values.keys():
+        differences = np.abs(first.values[name][places[0]] - second.values[name][places[1]])
+        known = differences[np.isfinite(differences)]
+        if len(known):
+            found[name] = Overlap(len(known), float(np.median(known)), float(np.max(known)))
+    return dict(sorted(found.items()))

@@ -39,7 +39,7 @@ SCORES: dict[str, Any] = {"num_archs": 4, "proxies": ("grad_norm",)}
 SEARCH = SearchConfig(**IN_TOY, steps=3, penalty=2.0)
 SCORE = ScoreConfig(**IN_TOY, **SCORES)
 OPS = ("skip_connect", "avg_pool_3x3", "none")
-RANK = RankConfig(**SIZES, **SCORES, ops=OPS, table="table.csv", column="val_200")
+RANK = RankConfig(**SIZES, **SCORES, ops=OPS, table=("table.csv",), column="val_200")
 TRAIN = TrainConfig(
     space="toy:Chains",
     epochs=2,
@@ -127,7 +127,7 @@ CASES = {
         lock="run/.lock",
         made=runs.search.FILES,
         early={"config.json", "checkpoint"},
-        changed=({"seed": 5, "hard": True}, "the search to resume has seed 2 not 5, hard False"),
+        changed=({"seed": 5, "radius": 0.5}, "the search to resume has seed 2 not 5, radius 1.0"),
         wrong=(*WRONG, *WRONG_OF_A_SPACE),
         stop=2,
         left=1,
@@ -176,7 +176,13 @@ CASES = {
         made=("scores.csv", "scores.json", *RANKED),
         early={"scores.json"},
         changed=({"seed": 5, "seeds": 2}, "the ranking to resume has seed 2 not 5, seeds 1 not 2"),
-        wrong=(*WRONG, *WRONG_OF_A_SPACE, {"column": "x"}, {"table": "nowhere.csv"}),
+        wrong=(
+            *WRONG,
+            *WRONG_OF_A_SPACE,
+            {"column": "x"},
+            {"table": ("nowhere.csv",)},
+            {"table": ()},
+        ),
         stop=3,
         left=2,
         removed=RANKED,

@@ -66,7 +66,7 @@ def table(tmp_path_factory):
 def ranked(table, tmp_path_factory):
     config = RankConfig(
         **SIZES,
-        table=str(table),
+        table=(str(table),),
         column="c10_test_200",
         num_archs=6,
         seeds=2,
@@ -122,7 +122,7 @@ def test_a_finished_ranking_keeps_the_record_of_its_scores(ranked):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"table": "/nowhere.csv"}, "/nowhere.csv"),
+        ({"table": ("/nowhere.csv",)}, "/nowhere.csv"),
         ({"column": "accuracy"}, "c10_test_200"),
         ({"num_archs": 31}, "num_archs must be within what there is to draw from, got 31"),
         ({"space": "darts", "ops": None, "num_cells": 3}, "nasbench201"),

@@ -16,6 +16,7 @@ import tiny
 from helpers import snapshot
 
 from nasi_jax import runs
+from nasi_jax import search as nasi_search
 from nasi_jax.cells import genotype_from_dict, parse_genotype
 from nasi_jax.config import SearchConfig, from_dict, to_dict
 from nasi_jax.storage import directory
@@ -283,6 +284,71 @@ def test_samples_taken_together_change_nothing_but_the_rounding(
     assert result["text"] == expected["text"]
 
 
+@pytest.fixture
+def sure_after(monkeypatch):
+    """Makes every choice sure after some steps."""
+
+    def after(steps):
+        def verdicts(self):
+            return [
+                each._replace(sure=self.num_steps >= steps, steps_to_sure=0)
+                for each in verdicts_of(self)
+            ]
+
+        verdicts_of = nasi_search.Evidence.verdicts
+        monkeypatch.setattr(nasi_search.Evidence, "verdicts", verdicts)
+
+    return after
+
+
+def test_until_sure(finished, tmp_path, sure_after):
+    """alpha is that of equation (18) for the steps taken, and a resumed search is the same."""
+    sure_after(2)
+    config = dataclasses.replace(tiny.CONFIG, until_sure=True)
+    assert config.resolved().steps == STEPS > 2
+    runs.search.search(config, tmp_path)
+    result, rows = read(tmp_path)
+    assert len(rows) == result["steps"] == 2 and all(each["sure"] for each in result["choices"])
+    runs.search.search(dataclasses.replace(tiny.CONFIG, steps=2), tmp_path / "two")
+    two, rows_of_two = read(tmp_path / "two")
+    for name, of_rows in two["alpha"].items():
+        for row, columns in of_rows.items():
+            for column_, value in columns.items():
+                found = result["alpha"][name][row][column_]
+                np.testing.assert_allclose(found, value, rtol=1e-5, atol=1e-8)
+    assert rows == rows_of_two
+    (tmp_path / "result.json").unlink()
+    runs.search.search(config, tmp_path, resume=True)
+    assert read(tmp_path) == (result, rows)
+    assert checkpoints(tmp_path) == ["2"]
+
+
+def test_what_is_never_sure_takes_all_steps(tmp_path, sure_after):
+    sure_after(STEPS + 1)
+    result = runs.search.search(dataclasses.replace(tiny.CONFIG, until_sure=True), tmp_path)
+    assert result["steps"] == STEPS and not any(each["sure"] for each in result["choices"])
+
+
+@pytest.mark.parametrize(("redraw", "of"), [(True, "all draws"), (False, "this theta_0")])
+def test_a_claim_is_about_the_theta_0_of_the_samples(tmp_path, redraw, of):
+    config = dataclasses.replace(tiny.CONFIG, redraw=redraw, steps=1)
+    assert of in runs.search.search(config, tmp_path)["sure_of"]
+
+
+def test_a_hard_search_of_an_earlier_version_goes_on(finished, copy):
+    """What is now a relaxation was a switch."""
+    path = copy / "config.json"
+    settings = json.loads(path.read_text())
+    for name in ("relaxation", "input_relaxation", "until_sure"):
+        del settings[name]
+    for hard, relaxation in ((True, "hard"), (False, "soft")):
+        path.write_text(json.dumps({**settings, "hard": hard}))
+        assert runs.search.saved(copy).relaxation == relaxation
+    (copy / "result.json").unlink()
+    runs.search.search(tiny.CONFIG, copy, resume=True)
+    assert read(copy) == read(finished[0])
+
+
 def test_between_checkpoints_nothing_is_written(tmp_path):
     stop(tmp_path, 2)
     assert checkpoints(tmp_path) == []
@@ -339,7 +405,7 @@ def test_a_spoilt_configuration_is_not_resumed(copy, content, message):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "change", [{"init": "pytorch"}, {"hard": True}, {"redraw": False}, {"labels": "random"}]
+    "change", [{"init": "pytorch"}, {"relaxation": "hard"}, {"redraw": False}, {"labels": "random"}]
 )
 def test_settings_have_an_effect(finished, tmp_path, change):
     runs.search.search(dataclasses.replace(tiny.CONFIG, **change), tmp_path)

@@ -1,12 +1,14 @@
-"""Margins and their standard errors against the delta method in NumPy."""
+"""Margins against the delta method in NumPy; evidence under a null, and against its formula."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy import special
 
 from nasi_jax.cells import search_space
-from nasi_jax.search import Margin, margins
+from nasi_jax.search import Evidence, Margin, margins, one_step_ascent
+from nasi_jax.search.confidence import _log_mixture
 
 NUM_STEPS = 12
 
@@ -156,3 +158,109 @@ def test_one_operation_leaves_nothing_to_choose():
     assert [*margins_of(space, random_updates(space, 6))] == [
         f"{cell} inputs of {node}" for cell in ("normal", "reduce") for node in (3, 4, 5)
     ]
+
+
+@jax.jit
+def scanned(gradients):
+    num_steps = len(next(iter(gradients.values())))
+    optimizer = one_step_ascent(num_steps)
+
+    def step(state, gradient):
+        update, state = optimizer.update(gradient, state)
+        return state, update
+
+    first = jax.tree.map(lambda leaf: leaf[0], gradients)
+    return jax.lax.scan(step, optimizer.init(first), gradients)[1]
+
+
+def ascents(space, seed, num_steps, drift=None):
+    """Updates of equation (18) from gradients of heavy tails in which no option is better.
+
+    Each gradient is normal with another, log-normal scale; `drift` is added before the scale.
+    """
+    rng = np.random.default_rng(seed)
+    shapes = {name: leaf.shape for name, leaf in space.init_alpha().items()}
+    noise = {name: rng.normal(size=(num_steps, *shape)) for name, shape in shapes.items()}
+    if drift is not None:
+        noise = {name: values + drift[name] for name, values in noise.items()}
+    scale = rng.lognormal(sigma=1.5, size=(num_steps, 1, 1))
+    gradients = {name: np.float32(-scale * values) for name, values in noise.items()}
+
+    return jax.device_get(scanned(gradients))
+
+
+def evidence_of(space, updates):
+    evidence = Evidence(space)
+    for step in range(len(next(iter(updates.values())))):
+        evidence.add({name: values[step] for name, values in updates.items()})
+    return evidence
+
+
+def claims(evidence):
+    return int(np.sum(evidence._better != 0))
+
+
+@pytest.mark.parametrize("name", ["nasbench201", "nasbench1shot1-2"])
+def test_where_no_option_is_better_hardly_any_search_claims_it(name):
+    """In 200 searches of 150 steps, looked at after every one, at most 5% claim anything at all."""
+    space = search_space(name)
+    found = [claims(evidence_of(space, ascents(space, seed, 150))) for seed in range(200)]
+    assert np.sum(np.array(found) > 0) <= 0.05 * 200
+
+
+def test_what_is_better_is_found_out():
+    """One option a row, by a standard deviation; and all that is claimed is true."""
+    space = search_space("nasbench201")
+    drift = {"cell": 1.0 * (np.arange(5) == np.arange(6)[:, None] % 5)}
+    early, late = (evidence_of(space, ascents(space, 0, steps, drift)) for steps in (60, 1200))
+    assert not any(verdict.sure for verdict in early.verdicts())
+    verdicts = late.verdicts()
+    assert all(verdict.sure and verdict.steps_to_sure == 0 for verdict in verdicts)
+    assert [verdict.name for verdict in verdicts] == [*space.labels()["cell"][0]]
+    for left, right, better in zip(late._left, late._right, late._better, strict=True):
+        best = [int(each // 5 % 5 == each % 5) for each in (left, right)]
+        assert better == best[0] - best[1] or better == 0
+
+
+def test_evidence_against_its_formula():
+    """Two options: a sum of differences over the root of the mean square of those before."""
+    space = search_space("nasbench201", ops=("skip_connect", "nor_conv_3x3"))
+    updates = ascents(space, 1, 30, {"cell": np.array([0.4, 0.0])})
+    evidence = evidence_of(space, updates)
+    # The slope of log-softmax differences is that of the logits, wherever alpha stands.
+    differences = updates["cell"][..., 0].astype(float) - updates["cell"][..., 1]
+    squares = np.cumsum(np.square(differences), axis=0)[:-1]
+    terms = differences[1:] / np.sqrt(squares / np.arange(1, 30)[:, None])
+    total, variance = np.sum(terms, axis=0), np.sum(np.square(terms), axis=0)
+    rates, spread = np.linspace(-8, 8, 4001), np.sqrt(0.1)
+    density = np.exp(-np.square(rates / spread) / 2) / np.sqrt(2 * np.pi) / spread
+    bets = np.exp(np.outer(total, rates) - np.outer(variance, np.square(rates)) / 2)
+    mixture = np.sum(density * bets, axis=1) * (rates[1] - rates[0])
+    np.testing.assert_allclose(np.exp(_log_mixture(total, variance)), mixture, rtol=1e-6)
+    np.testing.assert_allclose(evidence._sum, total, rtol=1e-4)
+    np.testing.assert_allclose(evidence._variance, variance, rtol=1e-4)
+    assert evidence.num_steps == 30
+
+
+def test_more_steps_as_foretold():
+    """At the average so far the foretold step is the first to reach the threshold."""
+    space = search_space("nasbench201", ops=("skip_connect", "nor_conv_3x3"))
+    evidence = evidence_of(space, ascents(space, 2, 40, {"cell": np.array([0.3, 0.0])}))
+    foretold = [verdict.steps_to_sure for verdict in evidence.verdicts()]
+    assert any(more is not None and more > 0 for more in foretold)
+    winners = [int(np.argmax(choice.scores)) for choice in space.choices(evidence._alpha)]
+    for row, more in enumerate(foretold):
+        total = evidence._sum[row] * (1 if winners[row] == 0 else -1)
+        if more is None:
+            assert total <= 0
+        elif more:
+            for steps, reached in ((40 + more, True), (40 + more - 1, False)):
+                share = steps / 40
+                value = _log_mixture(share * total, share * evidence._variance[row])
+                assert (value >= np.log(6 / 0.05)) == reached
+
+
+def test_no_evidence_without_a_difference():
+    space = search_space("nasbench201")
+    evidence = evidence_of(space, {"cell": np.zeros((5, 6, 5), np.float32)})
+    assert all(not each.sure and each.steps_to_sure is None for each in evidence.verdicts())

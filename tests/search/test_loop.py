@@ -47,6 +47,24 @@ def test_alpha_is_the_sum_of_the_updates(finished):
     np.testing.assert_allclose(flat(finished.state.alpha), flat(sums), rtol=1e-5, atol=1e-7)
 
 
+def test_enough_ends_the_run(finished):
+    """With the state and the history of the steps that were taken; what is enough stays it."""
+    asked = []
+
+    def enough(done):
+        asked.append(len(done.step_seconds))
+        return len(done.step_seconds) == 2
+
+    stopped = copied(search(algorithm(), enough=enough))
+    assert asked == [1, 2]
+    two = jax.tree.map(lambda leaf: leaf[:2], finished.info)
+    assert_same(stopped.info, two)
+    again = search(algorithm(), enough=enough, start=stopped, on_stage=asked.append)
+    assert again is stopped and asked == [1, 2, 2]
+    whole = search(algorithm(), start=stopped)
+    assert_same(whole.info, finished.info)
+
+
 def test_a_key_decides_the_run(finished):
     assert_same(search(algorithm()).info, finished.info)
     other = run(jax.random.key(1), algorithm(), random_batch, NUM_STEPS)

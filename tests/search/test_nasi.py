@@ -140,12 +140,18 @@ def test_fixed_cap(derivative):
 
 
 @pytest.mark.parametrize(
-    "sampling", [{"temperature": 0.5}, {"hard": True}, {"hard": True, "temperature": 2.0}]
+    "sampling",
+    [
+        {"temperature": 0.5},
+        {"relaxation": "hard"},
+        {"relaxation": "hard", "temperature": 2.0},
+        {"relaxation": "path"},
+    ],
 )
 def test_sampling(sampling):
     each = algorithm(penalty=1.0, constraint=fixed(1e9), **sampling)
     before, after, infos = searched(each)
-    if "hard" in sampling:
+    if "relaxation" in sampling:
         sampling = {**sampling, "num_selected": Toy().num_selected()}
     traces = own_traces("toy", before, **sampling)
     assert_transcribed(after, infos, transcription(traces, penalty=1.0, nu=1e9))
@@ -301,7 +307,7 @@ def test_redrawn_parameters():
     ("space", "settings"),
     [
         ("toy", {"constraint": adaptive(1.0)}),
-        ("toy", {"constraint": adaptive(1.0), "redraw": True, "hard": True}),
+        ("toy", {"constraint": adaptive(1.0), "redraw": True, "relaxation": "hard"}),
         ("toy", {"constraint": fixed(1.0), "spec": NetworkSpec(norm="frozen")}),
         ("nasbench201", {"constraint": adaptive(1.0)}),
     ],

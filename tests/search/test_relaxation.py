@@ -44,15 +44,13 @@ def test_alpha_shifts_the_logits():
 def test_cold_samples_are_the_hard_ones_of_the_key():
     for seed in range(20):
         cold = gumbel_softmax(jax.random.key(seed), ALPHA, temperature=1e-4)
-        hard = gumbel_softmax(jax.random.key(seed), ALPHA, hard=True)
+        hard = gumbel_softmax(jax.random.key(seed), ALPHA, relaxation="hard")
         for name in ALPHA:
             np.testing.assert_allclose(cold[name], hard[name], atol=1e-4)
 
 
 def test_a_key_decides_the_sample():
-    first, same, other = (
-        gumbel_softmax(jax.random.key(seed), ALPHA, hard=False) for seed in (0, 0, 1)
-    )
+    first, same, other = (gumbel_softmax(jax.random.key(seed), ALPHA) for seed in (0, 0, 1))
     for name in ALPHA:
         np.testing.assert_array_equal(first[name], same[name])
         assert np.all(first[name] != other[name])
@@ -69,7 +67,7 @@ def test_rows_and_entries_have_noise_of_their_own():
 def hard_samples(counted):
     def sample(key):
         selected = NUM_SELECTED if counted else None
-        return gumbel_softmax(key, ALPHA, hard=True, num_selected=selected)
+        return gumbel_softmax(key, ALPHA, relaxation="hard", num_selected=selected)
 
     keys = jax.random.split(jax.random.key(0), NUM_SAMPLES)
     return jax.device_get(jax.jit(jax.vmap(sample))(keys))
@@ -103,30 +101,66 @@ def test_a_tie_selects_no_more_than_asked_for():
     """Beside such logits the noise is below the resolution of float32."""
     alpha = {"a": jnp.asarray([[1e9, 1e9, 1e9, 0.0]])}
     for count in (1, 2):
-        weights = gumbel_softmax(jax.random.key(0), alpha, hard=True, num_selected={"a": count})
+        weights = gumbel_softmax(
+            jax.random.key(0), alpha, relaxation="hard", num_selected={"a": count}
+        )
         assert np.sum(weights["a"]) == count
 
 
 @pytest.mark.parametrize("temperature", [0.5, 2.0])
-def test_hard_derivative_is_the_soft_one(temperature):
+@pytest.mark.parametrize("relaxation", ["soft", "hard", "hard-one", "path"])
+def test_derivatives(relaxation, temperature):
+    """That of the softmax; of the sampled path, of the options drawn alone."""
     cotangent = random_like(0, ALPHA)
+    settings = {"temperature": temperature, "num_selected": NUM_SELECTED}
 
-    def slope(hard):
-        def product(alpha):
-            settings = {"temperature": temperature, "hard": hard, "num_selected": NUM_SELECTED}
-            weights = gumbel_softmax(jax.random.key(0), alpha, **settings)
-            return sum(jnp.vdot(weights[name], cotangent[name]) for name in alpha)
+    def product(alpha):
+        weights = gumbel_softmax(jax.random.key(0), alpha, relaxation=relaxation, **settings)
+        return sum(jnp.vdot(weights[name], cotangent[name]) for name in alpha)
 
-        return jax.grad(product)(ALPHA)
-
-    weights = gumbel_softmax(jax.random.key(0), ALPHA, temperature=temperature)
-    for name, (hard, soft) in {
-        name: (slope(True)[name], slope(False)[name]) for name in ALPHA
-    }.items():
-        np.testing.assert_allclose(hard, soft, rtol=1e-6)
-        w, c = np.asarray(weights[name], float), cotangent[name]
+    slope = jax.grad(product)(ALPHA)
+    soft = gumbel_softmax(jax.random.key(0), ALPHA, **settings)
+    drawn = gumbel_softmax(jax.random.key(0), ALPHA, relaxation="hard", **settings)
+    for name in ALPHA:
+        w, c = np.asarray(soft[name], float), np.asarray(cotangent[name], float)
+        if relaxation == "path":
+            c = c * drawn[name]
         expected = w * (c - np.sum(w * c, axis=1, keepdims=True)) / temperature
-        np.testing.assert_allclose(soft, expected, rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(slope[name], expected, rtol=1e-4, atol=1e-6)
+
+
+def test_weights_of_each_relaxation():
+    """Of hard, hard-one and the sampled path the same noise, and as many options as they draw."""
+    samples = {
+        how: gumbel_softmax(jax.random.key(3), ALPHA, relaxation=how, num_selected=NUM_SELECTED)
+        for how in ("soft", "hard", "hard-one", "path")
+    }
+    for name in ALPHA:
+        order = np.argsort(-np.asarray(samples["soft"][name]), axis=1)
+        for how, count in {
+            "hard": NUM_SELECTED[name],
+            "hard-one": 1,
+            "path": NUM_SELECTED[name],
+        }.items():
+            expected = np.zeros(ALPHA[name].shape)
+            np.put_along_axis(expected, order[:, :count], 1, axis=1)
+            np.testing.assert_array_equal(samples[how][name], expected)
+
+
+def test_inputs_have_a_relaxation_of_their_own():
+    alpha = {"ops": jnp.zeros((2, 3)), "inputs_2": jnp.zeros((1, 4))}
+    settings = {"num_selected": {"ops": 1, "inputs_2": 2}}
+    key = jax.random.key(0)
+    soft, hard = (
+        gumbel_softmax(key, alpha, relaxation=how, **settings) for how in ("soft", "hard")
+    )
+    for of_ops, of_inputs in (("soft", "hard"), ("hard", "soft")):
+        found = gumbel_softmax(
+            key, alpha, relaxation=of_ops, input_relaxation=of_inputs, **settings
+        )
+        expected = {"soft": soft, "hard": hard}
+        np.testing.assert_array_equal(found["ops"], expected[of_ops]["ops"])
+        np.testing.assert_array_equal(found["inputs_2"], expected[of_inputs]["inputs_2"])
 
 
 @pytest.mark.parametrize("norm", NORM_MODES)

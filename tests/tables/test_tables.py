@@ -832,3 +832,68 @@ def test_other_files(tmp_path):
     refused(path, "must hold a dictionary with arch2infos")
     path.write_bytes(gzip.compress(b"arch_str,x\n" + CELL.encode() + b",1\n")[:-12])
     refused(path, "EOFError")
+
+
+# Several tables as one
+
+
+def written(path, lines):
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+@pytest.fixture
+def two_files(tmp_path):
+    first = [
+        "arch_str,params,c10_test_200,c10_test_12",
+        f"{CELL},1,90,50",
+        f"{OTHER},2,91,",
+    ]
+    third = CELL.replace("avg_pool", "nor_conv")
+    second = ["arch_str,c10_test_200,c10_test_12", f"{third},80,40", f"{CELL},93,"]
+    return written(tmp_path / "first.csv", first), written(tmp_path / "second.csv", second), third
+
+
+def test_of_two_tables_the_later_one_stands(two_files):
+    """Where both have a number; else the one that has it."""
+    first, second, third = two_files
+    table, overlaps = tables.load_all([first, second])
+    assert table.cells == (CELL, OTHER, third)
+    assert table.columns == ("params", "c10_test_200", "c10_test_12")
+    np.testing.assert_array_equal(table.column("c10_test_200"), [93, 91, 80])
+    np.testing.assert_array_equal(table.column("c10_test_12"), [50, np.nan, 40])
+    np.testing.assert_array_equal(table.column("params"), [1, 2, np.nan])
+    assert overlaps == {"c10_test_200": tables.Overlap(1, 3.0, 3.0)}
+    other_way, _ = tables.load_all([second, first])
+    assert other_way.look_up(Nasbench201Genotype.from_text(CELL), "c10_test_200") == 90
+
+
+def test_one_table_is_itself(two_files):
+    table, overlaps = tables.load_all(two_files[:1])
+    assert_equal(table, tables.load(two_files[0]))
+    assert overlaps == {}
+
+
+def test_tables_that_are_no_one(two_files, data_file):
+    with pytest.raises(ValueError, match="must be of one benchmark, got nasbench"):
+        tables.load_all([two_files[0], data_file("nasbench1shot1_2.csv.gz")])
+    with pytest.raises(ValueError, match="there must be a table; accepted are"):
+        tables.load_all([])
+
+
+def test_the_tables_of_nasbench1shot1(nasbench101, data_file):
+    """Of 236 cells in both the mean of three trainings stands; of the others each its own."""
+    means = tables.load(data_file("nasbench1shot1_2.csv.gz"))
+    table, overlaps = tables.load_all(
+        [data_file("nasbench101_30k.csv.gz"), data_file("nasbench1shot1_2.csv.gz")]
+    )
+    assert len(table) == len(nasbench101) + len(means) - 236
+    assert overlaps["val_108"].cells == 236
+    assert round(overlaps["val_108"].median, 2) == 0.30
+    for row in (0, 1000, len(means) - 1):
+        cell = means.genotype(row)
+        assert table.look_up(cell, "test_108") == means.look_up(cell, "test_108")
+        assert table.look_up(cell, "val_108") == means.look_up(cell, "val_108")
+    only = next(each for each in map(nasbench101.genotype, range(100)) if each not in means)
+    assert table.look_up(only, "val_108") == nasbench101.look_up(only, "val_108")
+    assert np.isnan(table.look_up(only, "test_108"))
