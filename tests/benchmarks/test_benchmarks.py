@@ -12,6 +12,7 @@ import pytest
 import selection
 import turns
 
+from nasi_jax import parse_genotype
 from nasi_jax.report.figures import save
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
@@ -72,6 +73,46 @@ def test_proposition1(run, tmp_path):
         assert all(len(run["actual"]) == len(run["predicted"]) == 21 for run in runs)
         assert all(run["actual"][0] == pytest.approx(run["predicted"][0]) for run in runs)
     assert (tmp_path / "proposition1.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.slow
+def test_size_of_x(run, tmp_path):
+    """One space: x of each candidate, positive and different from the others'."""
+    printed = run("size_of_x", "--smoke", "--out", tmp_path)
+    assert "hard, squared error: nu within in " in printed
+    record = json.loads((tmp_path / "size_of_x.json").read_text())
+    (rows,) = record["spaces"].values()
+    values = [row["x"] for row in rows.values()]
+    assert len(values) == 11 and np.min(values) > 0
+    assert len({each[0] for each in values}) == len(values)
+    # Three of each convolution, of which a vertex has three, a cell one, and the network two.
+    assert record["tensors"]["nasbench1shot1-1"] == 3 * (3 * (4 * 3 + 1) + 2) + 2
+    assert (tmp_path / "size_of_x.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.slow
+def test_darts_cells(run, tmp_path):
+    printed = run("darts_cells", "--smoke", "--classes", 12, "--out", tmp_path)
+    assert printed.count("of the edges agree") == 3
+    record = json.loads((tmp_path / "darts_cells.json").read_text())
+    for variant in ("nasi-fix", "nasi-ada"):
+        texts = (tmp_path / f"{variant}.txt").read_text().splitlines()
+        assert texts == [row["genotype"] for row in record["rows"][variant]]
+        assert len({parse_genotype(text) for text in texts}) == 2
+    images = np.load(tmp_path / "12_random_classes.npz")
+    assert np.unique(images["y_train"]).tolist() == list(range(12))
+
+
+@pytest.mark.slow
+def test_preferences(run, tmp_path):
+    printed = run("preferences", "--smoke", "--relaxations", "soft", "path", "--out", tmp_path)
+    assert printed.count("in s.e.:") == 2
+    record = json.loads((tmp_path / "preferences.json").read_text())
+    for values in record["slopes"].values():
+        assert np.shape(values) == (2, 4, 3)
+        # The weights of a row sum to one, or the derivative is that of weights that do.
+        np.testing.assert_allclose(np.sum(values, axis=-1), 0, atol=1e-5)
+    assert record["slopes"]["soft"] != record["slopes"]["path"]
 
 
 @pytest.mark.slow
