@@ -102,16 +102,16 @@ def main() -> None:
     print(f"| {search.space} | {' | '.join(space.ops)} |")
     print("| --- " * (len(space.ops) + 1) + "|")
     summary: dict[str, Any] = {}
-    for relaxation, values in found.items():
+    for name, values in found.items():
         mean, error = mean_and_error(np.mean(values, axis=1))
         figures = (f"{m:+.4f} ± {e:.4f}" for m, e in zip(mean, error, strict=True))
-        print(f"| {relaxation} | {' | '.join(figures)} |")
+        print(f"| {name} | {' | '.join(figures)} |")
         first, second = np.argsort(-mean)[[0, -1]]
         gaps = values[:, :, first] - values[:, :, second]
         center, spread = mean_and_error(gaps)
         ratios = ", ".join(f"{ratio:+.1f}" for ratio in center / spread)
         print(f"  {space.ops[first]} less {space.ops[second]}, by row, in s.e.: {ratios}")
-        summary[relaxation] = {"mean": mean.tolist(), "standard_error": error.tolist()}
+        summary[name] = {"mean": mean.tolist(), "standard_error": error.tolist()}
     rows = tuple(
         row
         for name, (labels, _) in sorted(space.labels().items())

@@ -12,7 +12,9 @@ of the NAS-Bench-201 network of `estimators.py`, frozen statistics: `forward_bac
 loss; `per_example`, the squared gradient norm of every example by `vmap(grad)`; `trace`, of the
 NTK over all outputs, by a `vmap` over the outputs in one over the examples; `condition_number`,
 of the NTK of the summed logits, by a backward pass for each example as in TE-NAS; `training_step`,
-of the recipe nasbench201, in PyTorch by the module that `nasi export` writes, without augmentation.
+of the recipe nasbench201, in PyTorch by the module that `nasi export` writes, without augmentation;
+`five_proxies`, grad_norm, synflow, jacov, naswot and zico of random cells under batch statistics,
+whose networks PyTorch builds one after another, and ours scores as `nasi score` does.
 The PyTorch code, in `torch_networks.py` and here, is our own; that the networks have as many
 parameters as ours is checked in every run.
 
@@ -28,6 +30,7 @@ TF32, which JAX does unless told otherwise.
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import json
 import sys
@@ -50,8 +53,11 @@ NASBENCH201_CASES = (
     "trace",
     "condition_number",
     "training_step",
+    "five_proxies",
 )
 CASES = ("nasi_step", *NASBENCH201_CASES)
+PROXIES = ("grad_norm", "synflow", "jacov", "naswot", "zico")
+"""What five_proxies scores by."""
 QUANTITIES = {
     "forward_backward": "forward and backward",
     "per_example": "per_example_gradient",
@@ -70,7 +76,7 @@ class Config:
 
     cases: tuple[str, ...] = CASES
     """Which quantities: nasi_step, forward_backward, per_example, trace, condition_number,
-    training_step."""
+    training_step, five_proxies."""
     device: Literal["cpu", "cuda"] = "cpu"
     """Where PyTorch computes, and where our memory is measured."""
     precision: Literal["highest", "tf32"] = "highest"
@@ -87,6 +93,10 @@ class Config:
     """Examples in the batch of the other cases."""
     network_num_cells: int = 5
     """Cells a stage of the NAS-Bench-201 network."""
+    num_archs: int = 16
+    """Cells that five_proxies scores."""
+    score_batch_size: int = 32
+    """Examples in the batch of five_proxies."""
     train_batch_size: int = 256
     """Examples in the batch of training_step."""
     image_size: int = 32
@@ -113,11 +123,13 @@ class Ours:
       ops: operations of the supernet, or of the network's edges.
       parameters: entries of all parameters.
       module: source of the PyTorch module that `nasi export` writes, for training_step.
+      cells: operations of each cell's edges, for five_proxies.
     """
 
     ops: tuple[str, ...]
     parameters: int
     module: str | None = None
+    cells: tuple[tuple[str, ...], ...] = ()
 
 
 def in_torch(case: str, ours: Ours, config: Config) -> dict[str, Any]:
@@ -137,21 +149,38 @@ def in_torch(case: str, ours: Ours, config: Config) -> dict[str, Any]:
     torch.backends.cuda.matmul.allow_tf32 = config.precision == "tf32"
     torch.backends.cudnn.allow_tf32 = config.precision == "tf32"
     torch.backends.cudnn.benchmark = on_gpu
-    sizes = {"nasi_step": config.batch_size, "training_step": config.train_batch_size}
+    sizes = {
+        "nasi_step": config.batch_size,
+        "training_step": config.train_batch_size,
+        "five_proxies": config.score_batch_size,
+    }
     size = sizes.get(case, config.network_batch_size)
     images = torch.randn(size, CHANNELS, config.image_size, config.image_size)
     labels = torch.randint(NUM_CLASSES, (size,))
+    networks: list[Any]
     if case == "nasi_step":
         network = torch_networks.DartsSupernet(
             NUM_CLASSES, ours.ops, config.init_channels, config.num_cells
         )
-        compute = torch_step(network, len(ours.ops), images, labels)
+        compute, networks = torch_step(network, len(ours.ops), images, labels), [network]
     elif case == "training_step":
         assert ours.module is not None
         namespace: dict[str, Any] = {"__name__": "exported"}
         exec(ours.module, namespace)
         network = namespace["Network"]().train()
-        compute = torch_training_step(network, images, labels)
+        compute, networks = torch_training_step(network, images, labels), [network]
+    elif case == "five_proxies":
+
+        def build(ops: tuple[str, ...]) -> Any:
+            return torch_networks.nasbench201_network(
+                NUM_CLASSES, ops, config.init_channels, config.network_num_cells
+            ).train()
+
+        networks = [build(ops) for ops in ours.cells]
+
+        def compute() -> Any:
+            return [torch_scores(build(ops), images, labels) for ops in ours.cells]
+
     else:
         network = torch_networks.nasbench201_network(
             NUM_CLASSES, ours.ops, config.init_channels, config.network_num_cells
@@ -159,6 +188,7 @@ def in_torch(case: str, ours: Ours, config: Config) -> dict[str, Any]:
         with torch.no_grad():
             network(images)  # takes the statistics that are then fixed
         compute = torch_estimate(case, network.eval(), images, labels, config.chunk_size)
+        networks = [network]
 
     def run() -> None:
         compute()
@@ -168,7 +198,7 @@ def in_torch(case: str, ours: Ours, config: Config) -> dict[str, Any]:
     return {
         "seconds": timed(run, config.repeats),
         "peak_megabytes": torch.cuda.max_memory_allocated() / 1e6 if on_gpu else peak_megabytes(),
-        "parameters": torch_networks.num_parameters(network),
+        "parameters": sum(map(torch_networks.num_parameters, networks)),
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name() if on_gpu else "cpu",
     }
@@ -268,6 +298,66 @@ def torch_estimate(
     }[case]
 
 
+def torch_scores(network: Any, images: Any, labels: Any) -> dict[str, float]:
+    """`PROXIES` of a network, as their authors have them, layers being convolutional and dense."""
+    import torch
+    from torch import nn
+    from torch.nn import functional
+    from torch_networks import without_statistics
+
+    layers = [each.weight for each in network.modules() if isinstance(each, nn.Conv2d | nn.Linear)]
+
+    def slopes(output: Any) -> Any:
+        # Zero for layers of operations that lead nowhere.
+        grad = functools.partial(torch.autograd.grad, retain_graph=True, materialize_grads=True)
+        return grad(output, layers, allow_unused=True)
+
+    active: list[Any] = []
+    hooks = [
+        each.register_forward_hook(lambda _, __, output: active.append(output))
+        for each in network.modules()
+        if isinstance(each, nn.ReLU)
+    ]
+    images = images.detach().requires_grad_()
+    logits = network(images)
+    for hook in hooks:
+        hook.remove()
+    active = [each for each in active if each.requires_grad]
+    of_images, *reached = torch.autograd.grad(
+        logits.sum(), [images, *active], retain_graph=True, allow_unused=True
+    )
+    codes = [each > 0 for each, slope in zip(active, reached, strict=True) if slope is not None]
+    code = torch.cat([each.flatten(1) for each in codes], 1).float()
+    agree = code @ code.T + (1 - code) @ (1 - code).T
+    correlations = torch.corrcoef(of_images.flatten(1))
+    shifted = torch.linalg.eigvalsh(correlations.double()) + 1e-5
+    gradients = slopes(functional.cross_entropy(logits, labels))
+    halves = [
+        slopes(functional.cross_entropy(network(part), of_part))
+        for part, of_part in zip(images.detach().chunk(2), labels.chunk(2), strict=True)
+    ]
+    zico = torch.zeros(())
+    for pair in zip(*halves, strict=True):
+        both = torch.stack(pair)
+        deviation = both.std(0, correction=0)
+        ratios = both.abs().mean(0)[deviation > 0] / deviation[deviation > 0]
+        if len(ratios):
+            zico = zico + ratios.sum().log()
+    with without_statistics(), torch.no_grad():
+        for value in network.parameters():
+            value.abs_()
+        with torch.enable_grad():
+            saliency = slopes(network(torch.ones_like(images[:1])).sum())
+        synflow = sum((layer * each).sum() for layer, each in zip(layers, saliency, strict=True))
+    return {
+        "grad_norm": float(sum(each.norm() for each in gradients)),
+        "synflow": float(torch.as_tensor(synflow).log()),
+        "jacov": float(-(shifted.log() + 1 / shifted).sum()),
+        "naswot": float(torch.linalg.slogdet(agree)[1]),
+        "zico": float(zico),
+    }
+
+
 def here(case: str, config: Config, cache: str) -> dict[str, Any]:
     """A case of ours, in the process that calls it, with a compilation cache."""
     import estimators
@@ -284,6 +374,8 @@ def here(case: str, config: Config, cache: str) -> dict[str, Any]:
         measured = search_step.measure(search, cache)
     elif case == "training_step":
         measured = _training_step(config)
+    elif case == "five_proxies":
+        measured = _scores(config)
     else:
         settings = estimators.Config(
             batch_size=config.network_batch_size,
@@ -345,6 +437,21 @@ def _training_step(config: Config) -> dict[str, Any]:
     }
 
 
+def _scores(config: Config) -> dict[str, Any]:
+    """Our scores of as many cells, in one compiled supernet."""
+    from nasi_jax import runs
+
+    settings = _scoring(config)
+    begin = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "scores.csv"
+        found = [runs.score.score(settings, out, overwrite=True) for _ in range(config.our_repeats)]
+    elapsed = time.perf_counter() - begin
+    assert all(np.isfinite(values).all() for values in found[0].values.values())
+    seconds = [sum(row.seconds for row in each.rows) for each in found]
+    return {"seconds": seconds, "compile_seconds": elapsed - sum(seconds)}
+
+
 def here_twice(case: str, config: Config) -> dict[str, Any]:
     """`here` with an empty cache (`cold`), then with the filled one, each time alone.
 
@@ -366,7 +473,7 @@ def describe(case: str, config: Config) -> Ours:
     import jax
     import jax.numpy as jnp
 
-    from nasi_jax import export, parse_genotype, search_space
+    from nasi_jax import export, parse_genotype, runs, search_space
     from nasi_jax.cells import Nasbench201Genotype
     from nasi_jax.runs.search import space_of
     from nasi_jax.types import NetworkSpec
@@ -388,12 +495,35 @@ def describe(case: str, config: Config) -> Ours:
         "init_channels": config.init_channels,
         "num_cells": config.network_num_cells,
     }
+    if case == "five_proxies":
+        space, spec = space_of(_scoring(config)), NetworkSpec(norm="batch")
+        drawn = runs.score.genotypes_of(_scoring(config))
+        cells = [cell for cell in drawn if isinstance(cell, Nasbench201Genotype)]
+        counts = [count(variables(space.network(cell, NUM_CLASSES, spec))) for cell in cells]
+        return Ours((), sum(counts), cells=tuple(cell.ops for cell in cells))
     nasbench201 = search_space("nasbench201", **sizes)
     genotype = parse_genotype(estimators.GENOTYPE)
     assert isinstance(genotype, Nasbench201Genotype)
     network = variables(nasbench201.network(genotype, NUM_CLASSES, NetworkSpec(norm="frozen")))
     module = export.module_source(genotype, "torch", num_classes=NUM_CLASSES, **sizes)
     return Ours(genotype.ops, count(network), module)
+
+
+def _scoring(config: Config) -> Any:
+    from nasi_jax import ScoreConfig
+
+    return ScoreConfig(
+        space="nasbench201",
+        data="gaussian",
+        proxies=PROXIES,
+        num_archs=config.num_archs,
+        batch_size=config.score_batch_size,
+        init_channels=config.init_channels,
+        num_cells=config.network_num_cells,
+        image_size=config.image_size,
+        matmul_precision="high" if config.precision == "tf32" else "highest",
+        seed=config.seed,
+    )
 
 
 def _search(config: Config) -> Any:
@@ -446,6 +576,8 @@ def main() -> None:
             num_cells=3,
             network_batch_size=4,
             network_num_cells=1,
+            num_archs=3,
+            score_batch_size=4,
             train_batch_size=4,
             image_size=8,
             chunk_size=2,

@@ -51,7 +51,8 @@ Relaxation = Literal["soft", "hard", "hard-one", "path"]
 With p = softmax((alpha + g) / tau) and the one-hot draw d of the k options that are selected:
 `soft`: the weights are p. `hard`: they are d, with the derivative of p (straight-through, as in
 SNAS). `hard-one`: the same with one option a row, also where k are selected. `path`: they are d,
-with the derivative of p for the options drawn, and 0 for all others (the sampled path, as in GDAS).
+with the derivative of p for the options drawn, and 0 for all others (the sampled path, as in GDAS),
+so that operations that are not drawn need not be computed.
 """
 
 Loss = Literal["cross_entropy", "mse"]
@@ -378,7 +379,7 @@ class SearchSpace(Protocol):
 
         With `one_hot` it is for the weights of single architectures (those of the method of that
         name): it computes the operations that they choose, and no others. The derivative in
-        the weights is then 0.
+        the weights of all others is then 0.
         """
         ...
 

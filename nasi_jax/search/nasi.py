@@ -161,7 +161,7 @@ def nasi(
       The search as `init(key, batch)`, `step(key, state, batch)`, and several steps at a time.
     """
     rule = adaptive(500.0) if constraint is None else constraint
-    supernet = space.supernet(num_classes, spec)
+    supernet = space.supernet(num_classes, spec, one_hot=relaxation == "path")
 
     def drawn(
         key: jax.Array, alpha: Alpha, params: Params, batch: Batch

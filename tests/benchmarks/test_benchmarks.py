@@ -372,6 +372,7 @@ def test_torch_peer(tmp_path):
         "trace",
         "condition_number",
         "training_step",
+        "five_proxies",
     ]
     for row in rows:
         assert min(row["torch"]["seconds"]) > 0 and min(row["ours"]["seconds"]) > 0

@@ -78,9 +78,9 @@ def chosen_op(
 ) -> jax.Array:
     """`mixed_op` of weights that are 1 for at most one operation, and 0 else: computes only that.
 
-    The derivative in the weights is 0. Only the inputs are kept for the derivatives: what one
-    operation leaves on the way would be padded with zeros for all others. Arguments are those of
-    `mixed_op`.
+    The derivative is exact in the weight of that operation, and 0 in all others. Only the inputs
+    are kept for the derivatives: what one operation leaves on the way would be padded with zeros
+    for all others. Arguments are those of `mixed_op`.
     """
     if module.is_initializing():
         return mixed_op(module, ops, weights, inputs, shape)
@@ -97,14 +97,15 @@ def chosen_op(
         return apply_one
 
     branches = [nothing, *(branch(ops[column]) for column in columns)]
-    chosen = weights[jnp.array(columns)] != 0
+    shares = weights[jnp.array(columns)]
+    chosen = shares != 0
     index = jnp.sum(jnp.where(chosen, jnp.arange(1, len(branches)), 0))
 
     def choose(module: Any, index: jax.Array, inputs: jax.Array) -> Any:
         return nn.switch(index, branches, module, inputs)
 
     output: jax.Array = nn.remat(choose, prevent_cse=False)(module, index, inputs)
-    return output
+    return output * jnp.sum(jnp.where(chosen, shares, 0)).astype(output.dtype)
 
 
 class _MixedEdge(nn.Module):
