@@ -4,16 +4,11 @@ import darts_cells
 import numpy as np
 import pytest
 import size_of_x
+from measuring import DARTS_V2
 
 from nasi_jax.cells.darts import DartsGenotype
 
-V2 = DartsGenotype.from_text(
-    "Genotype(normal=[('sep_conv_3x3', 0), ('sep_conv_3x3', 1), ('sep_conv_3x3', 0), "
-    "('sep_conv_3x3', 1), ('sep_conv_3x3', 1), ('skip_connect', 0), ('skip_connect', 0), "
-    "('dil_conv_3x3', 2)], normal_concat=range(2, 6), reduce=[('max_pool_3x3', 0), "
-    "('max_pool_3x3', 1), ('skip_connect', 2), ('max_pool_3x3', 1), ('max_pool_3x3', 0), "
-    "('skip_connect', 2), ('skip_connect', 2), ('max_pool_3x3', 1)], reduce_concat=range(2, 6))"
-)
+V2 = DartsGenotype.from_text(DARTS_V2)
 
 
 def test_sizes_of_darts_v2():

@@ -15,6 +15,7 @@ import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import flat, squared_gradient_norm
 from measuring import DARTS_V2
 from scipy import stats
 
@@ -33,7 +34,7 @@ from nasi_jax.cells.nasbench1shot1 import NUM_PARENTS
 from nasi_jax.cells.nasbench101 import NASBENCH101_OPS
 from nasi_jax.cells.nasbench201 import NASBENCH201_OPS
 from nasi_jax.kernels import multiply_adds
-from nasi_jax.types import NORM_MODES, DropPath, NetworkSpec
+from nasi_jax.types import NORM_MODES, Batch, DropPath, NetworkSpec
 
 SPACES = [*SEARCH_SPACES]
 FEW_OPS = {
@@ -250,6 +251,38 @@ def test_supernet_with_one_hot_weights_is_the_network(name, x64):
     assert len(set(genotypes)) == 8
     for genotype in genotypes:
         assert_supernet_is_network(space, genotype, dtype=jnp.float64, tolerance=1e-10)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[pytest.mark.slow] if name == "darts" else []) for name in SPACES],
+)
+def test_the_derivative_of_what_is_chosen_needs_nothing_else(name, x64):
+    """Of x in one-hot weights: in those of the operations chosen, and of all inputs."""
+    space, spec = small(name), NetworkSpec(param_dtype=jnp.float64)
+    known = supernet_of(space, "batch", jnp.float64)
+    batch = Batch(known.inputs, jnp.arange(len(known.inputs)) % NUM_CLASSES)
+
+    def slope_of(one_hot):
+        supernet = space.supernet(NUM_CLASSES, spec, one_hot=one_hot)
+
+        def x(weights):
+            return squared_gradient_norm(supernet, known.variables["params"], weights, batch)
+
+        return jax.jit(jax.grad(x))
+
+    mixed, chosen = map(slope_of, (False, True))
+    sizes = []
+    for genotype in samples(space, 3):
+        one_hot = space.one_hot(genotype)
+        weights = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), one_hot)
+        expected = {
+            name: values if name.startswith("inputs") else values * weights[name]
+            for name, values in mixed(weights).items()
+        }
+        sizes.append(np.abs(flat(expected)).max())
+        np.testing.assert_allclose(flat(chosen(weights)), flat(expected), atol=1e-9 * sizes[-1])
+    assert max(sizes) > 0
 
 
 @pytest.mark.parametrize("norm", ["frozen", "none"])
