@@ -68,19 +68,10 @@ from nasi_jax.training.trainer import Images, Training, trainer
 from nasi_jax.types import Batch
 
 NUM_CLASSES = 10
-NASBENCH1SHOT1: dict[str, Any] = {
-    "steps": 390,
-    "batch_size": 64,
-    "penalty": 1.0,
-    "constraint": 1000.0,
-    "redraw": False,
-}
 SEARCHES: dict[str, dict[str, Any]] = {
     "darts": {"variant": "nasi-fix"},
     "nasbench201": {},
-    "nasbench1shot1-1": NASBENCH1SHOT1,
-    "nasbench1shot1-2": NASBENCH1SHOT1,
-    "nasbench1shot1-3": NASBENCH1SHOT1,
+    **{f"nasbench1shot1-{number}": {"variant": "nasi-ada"} for number in (1, 2, 3)},
 }
 """Settings that differ from those of the spaces; see `nasi_jax.types.SearchSpace.settings`."""
 

@@ -13,19 +13,17 @@ images=$folder/cifar10_small.npz
 nb101=("$folder/nasbench101_30k.csv.gz" "$folder/nasbench1shot1_2.csv.gz")
 nb201=("$folder/nasbench201_cifar10.csv")
 if [ "${DEVICE:-full}" = small ]; then
-  oneshot=(--steps 200 --batch-size 16 --init-channels 8 --num-cells 1)
+  oneshot=(--variant nasi-fix)
   darts=(--seeds 2)
 else
-  oneshot=(--steps 390 --batch-size 64)
+  oneshot=(--variant nasi-ada)
   darts=(--seeds 5)
 fi
-published=(--redraw False --penalty 1 --constraint 1000 --constraint-rule adaptive)
-
 each_space() { # script, relaxation, other flags
   for space in 1 2 3; do
     python "benchmarks/$1.py" --space "nasbench1shot1-$space" --data "$images" \
-      --table "${nb101[@]}" --column val_108 --relaxation "$2" "${oneshot[@]}" "${published[@]}" \
-      --seed 300 --out "runs/paper/$1-$space-$2" "${@:3}"
+      --table "${nb101[@]}" --column val_108 --relaxation "$2" "${oneshot[@]}" \
+      --seed 400 --out "runs/paper/$1-$space-$2" "${@:3}"
   done
 }
 
@@ -36,7 +34,7 @@ case $part in
     done
     ;;
   table2)
-    each_space ablations hard --test-column test_108 --seed 300 \
+    each_space ablations hard --test-column test_108 \
       --only "labels: random" "images: Gaussian, labels: random"
     ;;
   nasbench201)

@@ -5,7 +5,16 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, dataclass_transform, get_args
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    Literal,
+    TypeVar,
+    cast,
+    dataclass_transform,
+    get_args,
+)
 
 import pydantic.dataclasses
 from pydantic import Field
@@ -59,6 +68,8 @@ _GENERAL: dict[str, Any] = {
     "redraw": True,
     "derivative": "reverse",
     "relaxation": "soft",
+    "constraint_quantile": 0.5,
+    "constraint_samples": 16,
 }
 """Settings for spaces that have none of their own."""
 
@@ -215,7 +226,7 @@ class SearchConfig(Step, Network, Images, Supernet):
 
     Attributes:
       variant: nasi-fix (constant nu) or nasi-ada (nu follows the mean), for darts with the paper's
-        settings.
+        settings; nasi-fix in nasbench1shot1 and nasi-ada elsewhere if not given.
       steps: number of steps T, each with a fresh mini-batch and a fresh architecture.
       until_sure: whether to end as soon as every choice is sure, and take steps as the most that
         there may be. Sure is what a confidence sequence says that is valid at any time of stopping
@@ -245,15 +256,15 @@ class SearchConfig(Step, Network, Images, Supernet):
       ValueError: for a value that is not accepted; the message says what is.
     """
 
-    variant: Variant = "nasi-ada"
+    variant: Variant | None = None
     steps: Count | None = None
     until_sure: bool = False
     batch_size: Count | None = None
     penalty: Weight | None = None
     constraint: Weight | None = None
     constraint_rule: ConstraintRule | None = None
-    constraint_quantile: Share = 0.5
-    constraint_samples: Count = 16
+    constraint_quantile: Share | None = None
+    constraint_samples: Count | None = None
     temperature: Scale = 1.0
     relaxation: Relaxation | None = None
     input_relaxation: Relaxation | None = None
@@ -279,25 +290,31 @@ class SearchConfig(Step, Network, Images, Supernet):
         """The configuration with values in place of what is None.
 
         They are those of the space for the variant (`SearchSpace.settings`), or else general ones.
+        The variant is the first that the space has settings for, or else nasi-ada.
 
         Raises:
           ValueError: for an unknown space.
         """
-        own = search_space(self.space).settings.get(self.variant, {})
+        settings = search_space(self.space).settings
+        variant = self.variant or cast(Variant, next(iter(settings), "nasi-ada"))
+        own = settings.get(variant, {})
         given = {name: value for name, value in vars(self).items() if value is not None}
-        fields = to_dict(self) | _GENERAL | VARIANTS[self.variant] | dict(own) | given
-        return ResolvedSearch(**fields)
+        fields = to_dict(self) | _GENERAL | VARIANTS[variant] | dict(own) | given
+        return ResolvedSearch(**fields | {"variant": variant})
 
 
 @settings
 class ResolvedSearch(SearchConfig):
     """A `SearchConfig` without None in what a search needs; see `SearchConfig.resolved`."""
 
+    variant: Variant
     steps: Count
     batch_size: Count
     penalty: Weight
     constraint: Weight
     constraint_rule: ConstraintRule
+    constraint_quantile: Share
+    constraint_samples: Count
     redraw: bool
     derivative: Derivative
     relaxation: Relaxation

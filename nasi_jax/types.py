@@ -339,7 +339,10 @@ class SearchSpace(Protocol):
 
     @property
     def settings(self) -> Mapping[str, Mapping[str, Any]]:
-        """For each variant of a search, its settings where they differ from the general ones."""
+        """For each variant of a search, its settings where they differ from the general ones.
+
+        The first one is the variant of a search that names none.
+        """
         ...
 
     @property

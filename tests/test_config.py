@@ -128,12 +128,13 @@ SCALE, SEED = "a number from 1e-30 to 1e+30", "an integer from 0 to 4294967295"
 WRONG_TYPES = [
     ("text", ("space", "data"), (None, 3, True, ["digits"], {})),
     ("text", ("data_dir",), (3, False, ["a"])),
-    (COUNT, ("constraint_samples", "micro_batches"), (None, "many", 1.0, True, [8], NAN)),
+    (COUNT, ("constraint_samples",), ("many", 1.5, 8.0, False, [], NAN, INF)),
+    (COUNT, ("micro_batches",), (None, "many", 1.0, True, [8], NAN)),
     (COUNT, ("steps", "batch_size"), ("many", 1.5, 8.0, False, [], NAN, INF)),
     (SEED, ("seed",), (None, "many", 1.0, True, [8], NAN)),
     ("an integer", ("image_size",), (None, "many", 1.0, True, [8], NAN)),
     ("an integer", ("init_channels", "num_cells"), ("many", 1.5, 8.0, False, [], NAN, INF)),
-    ("a number from 0.0 to 1.0", ("constraint_quantile",), (None, "1", True, [0.5])),
+    ("a number from 0.0 to 1.0", ("constraint_quantile",), ("1", True, [0.5])),
     (SCALE, ("temperature", "radius"), (None, "1", True, [0.5])),
     (WEIGHT, ("penalty", "constraint"), ("1", False, {})),
     ("true or false", ("until_sure",), (None, 0, 1, "true")),
@@ -340,9 +341,23 @@ def test_the_settings_of_the_paper(variant, space, settings):
 
 @pytest.mark.parametrize("space", [each for each in SEARCH_SPACES if "1shot1" in each])
 def test_nasbench1shot1_has_the_settings_that_were_chosen(space):
-    config = SearchConfig(space=space).resolved()
-    assert (config.steps, config.batch_size, config.penalty) == (20, 16, 2.0)
-    assert (config.constraint, config.constraint_rule, config.redraw) == (10.0, "adaptive", True)
+    """nasi-ada has the paper's, which a search without a variant has not."""
+    chosen = SearchConfig(space=space).resolved()
+    assert chosen.variant == "nasi-fix"
+    assert (chosen.steps, chosen.batch_size) == (200, 16)
+    assert (chosen.constraint_rule, chosen.constraint_quantile) == ("quantile", 0.4)
+    assert (chosen.init_channels, chosen.num_cells) == (8, 1)
+    paper = SearchConfig(space=space, variant="nasi-ada").resolved()
+    assert (paper.steps, paper.batch_size) == (390, 64)
+    assert (paper.constraint, paper.constraint_rule) == (1000.0, "adaptive")
+    assert paper.init_channels is paper.num_cells is None
+    for config in (chosen, paper):
+        assert (config.penalty, config.redraw, config.relaxation) == (1.0, False, "hard")
+
+
+@pytest.mark.parametrize("space", ["darts", "nasbench201"])
+def test_the_variant_of_other_spaces(space):
+    assert SearchConfig(space=space).resolved().variant == "nasi-ada"
 
 
 def test_the_reduced_darts_space_is_without_none():
@@ -360,7 +375,11 @@ def test_resolved_leaves_nothing_open_that_the_search_needs(space, variant):
         config.penalty,
         config.constraint,
         config.constraint_rule,
+        config.constraint_quantile,
+        config.constraint_samples,
         config.redraw,
+        config.relaxation,
+        config.variant,
         config.derivative,
     )
     assert None not in needed

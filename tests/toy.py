@@ -88,7 +88,7 @@ class Chains:
     name: str = "chains"
 
     genotype: ClassVar = Chain
-    settings: ClassVar = {"nasi-fix": {"steps": 2}, "nasi-ada": {"steps": 2}}
+    settings: ClassVar = {"nasi-ada": {"steps": 2}, "nasi-fix": {"steps": 2}}
 
     def init_alpha(self):
         return {"chain": jnp.zeros((2, len(self.ops)))}

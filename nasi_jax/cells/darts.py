@@ -250,8 +250,8 @@ class Darts:
 
     genotype: ClassVar[type[DartsGenotype]] = DartsGenotype
     settings: ClassVar[dict[str, dict[str, Any]]] = {
-        "nasi-fix": {**_SETTINGS, "constraint": 100.0},
         "nasi-ada": {**_SETTINGS, "constraint": 500.0},
+        "nasi-fix": {**_SETTINGS, "constraint": 100.0},
     }
 
     def init_alpha(self) -> Alpha:

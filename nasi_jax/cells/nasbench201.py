@@ -173,8 +173,8 @@ class Nasbench201:
 
     genotype: ClassVar[type[Nasbench201Genotype]] = Nasbench201Genotype
     settings: ClassVar[dict[str, dict[str, Any]]] = {
-        "nasi-fix": {**_SETTINGS, "constraint": 1000.0},
         "nasi-ada": {**_SETTINGS, "constraint": 1000.0},
+        "nasi-fix": {**_SETTINGS, "constraint": 1000.0},
     }
 
     def init_alpha(self) -> Alpha:

@@ -224,7 +224,7 @@ def test_each_space_is_searched_through(space, tmp_path):
     config = dataclasses.replace(
         tiny.CONFIG,
         space=space,
-        variant="nasi-fix",
+        constraint_rule="fixed",
         ops=ops,
         num_cells=num_cells,
         steps=1,
