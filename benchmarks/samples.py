@@ -52,13 +52,13 @@ def sampled(config: SearchConfig, seeds: Iterable[int], out: Path) -> tuple[Any,
     """The search space, and the samples of a search from each seed.
 
     Args:
-      config: the search; its seed, penalty and rule for nu are not used.
+      config: the search; its seed, variant, penalty and rule for nu are not used.
       seeds: the seeds.
       out: the directory where samples are kept, and taken from in another run. They are told apart
         by the configuration: delete them where the code has changed.
     """
     unused: dict[str, Any] = {"penalty": 0.0, "constraint": 0.0, "constraint_rule": "fixed"}
-    unused |= {"constraint_quantile": 0.5, "constraint_samples": 1}
+    unused |= {"constraint_quantile": 0.5, "constraint_samples": 1, "variant": "nasi-fix"}
     plain = replace(config.resolved(), **unused)
     space, algorithm = build(plain, dataset_of(plain).num_classes)
     name = short_hash(to_dict(replace(plain, seed=0)))
