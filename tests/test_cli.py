@@ -128,6 +128,31 @@ def test_resuming_with_another_setting_is_refused(finished, refused):
     assert message == "the search to resume has seed 2 not 5, until_sure False not True"
 
 
+def test_a_search_until_it_is_sure_says_what_is_not(monkeypatch, tmp_path, capsys):
+    """Which choices would take how many more steps, and of which theta_0 the claim is."""
+
+    def search(config, out, **options):
+        assert config.until_sure
+        choice = {"margin_in_standard_errors": 1.0, "winner": "a", "runner_up": "b"}
+        more = {"first": (True, 0), "second": (False, 70), "third": (False, None)}
+        choices = [
+            {**choice, "name": name, "sure": sure, "steps_to_sure": steps}
+            for name, (sure, steps) in more.items()
+        ]
+        result = {"text": "cell", "space": "toy", "config": {"variant": "nasi-ada"}, "seed": 0}
+        result |= {"norm": "batch", "device": "cpu", "seconds": {"search": 1.0, "compile": 1.0}}
+        return {**result, "choices": choices, "steps": 30, "sure_of": "this theta_0"}
+
+    monkeypatch.setattr(runs.search, "search", search)
+    main(["search", "--until-sure", "--out", str(tmp_path)])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[3:6] == [
+        "1 of 3 choices are sure after 30 steps, for this theta_0",
+        "  second: a or b, about 70 more steps",
+        "  third: a or b, not at this rate",
+    ]
+
+
 def test_resuming_nothing_is_a_search(tmp_path, monkeypatch):
     seen = []
 

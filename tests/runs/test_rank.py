@@ -151,10 +151,17 @@ def test_rank_of_listed_genotypes(ranked, table, tmp_path):
 def test_the_command(table, tmp_path, capsys):
     sizes = "--ops none skip_connect nor_conv_1x1 --norm frozen --init-channels 2 --num-cells 1"
     sizes += " --image-size 8 --batch-size 4 --seed 2 --num-archs 4 --seeds 2 --proxies naswot"
-    flags = [*sizes.split(), "--table", str(table), "--column", "c10_test_200"]
+    # A table beside it that has two of its cells, each 1.5 points worse.
+    beside = tmp_path / "beside.csv"
+    known = [row for row in rows_of(table) if row["c10_test_200"]][:2]
+    worse = [f"{row['arch_str']},{float(row['c10_test_200']) - 1.5:.2f}" for row in known]
+    beside.write_text("\n".join(["arch_str,c10_test_200", *worse]) + "\n")
+    files = ["--table", str(table), str(beside), "--column", "c10_test_200"]
+    flags = [*sizes.split(), *files]
     out = tmp_path / "out"
     cli.main(["rank", *flags, "--out", str(out)])
     printed, progress = capsys.readouterr()
+    assert "2 cells have c10_test_200 in two tables, whose difference is 1.50 in the" in printed
     found = json.loads((out / "rank.json").read_text())["correlations"]["naswot"]["spearman"]
     assert f"{found['value']:.3f} ± {found['deviation']:.3f} [{found['low']:.3f}, " in printed
     assert "4 architectures of nasbench201, frozen norm, 2 seeds: compiled 1 program" in printed
