@@ -79,6 +79,7 @@ RULES = {
     "adaptive from 10": adaptive(10.0),
     "adaptive from 1000": adaptive(1000.0),
     "quantile 0.25": quantile(0.25),
+    "quantile 0.4": quantile(0.4),
     "quantile 0.5": quantile(0.5),
     "quantile 0.75": quantile(0.75),
 }

@@ -14,10 +14,11 @@ After each of some steps, what would be selected is looked up in the table. The 
 each seed, among as many random cells of the operations searched as the search took steps: all of
 them, the one of largest x (on one theta_0 and one batch), and the one of most parameters; and the
 cell of most parameters in the whole table. An x alone costs less than a step, which has its
-gradient as well. Where a table has only a part of the space, means are over what it has, and the
-share is printed; of NAS-Bench-101 what is missing is also estimated, see estimates.py. Searches
-that are done are kept, and not done again. Prints a table, and writes selection.json and
-selection.png.
+gradient as well. While no step has moved alpha, as steps above nu do not at mu 1, a search has
+selected nothing: the first option of each choice is no result of it, and is left out. Where a table
+has only a part of the space, means are over what it has, and the share is printed; of NAS-Bench-101
+what is missing is also estimated, see estimates.py. Searches that are done are kept, and not done
+again. Prints a table, and writes selection.json and selection.png.
 """
 
 from __future__ import annotations
@@ -133,7 +134,7 @@ def main() -> None:
     space, found = sampled(search, seeds, config.out / "samples")
     total = search.steps
     steps = np.unique(np.geomspace(1, total, 12).round().astype(int))
-    chosen = []
+    chosen, has_moved = [], []
     for samples in found:
         history = alphas(
             samples,
@@ -142,7 +143,12 @@ def main() -> None:
             constraint=constraint_of(search),
         )
         chosen.append(selected(space, history, steps.tolist()))
-    by_step = [reader(cells) for cells in chosen]
+        moved = np.any([np.any(each != 0, axis=(1, 2)) for each in history.values()], axis=0)
+        has_moved.append(moved[steps - 1])
+    by_step = [
+        {column: np.where(moved, values, np.nan) for column, values in reader(cells).items()}
+        for cells, moved in zip(chosen, has_moved, strict=True)
+    ]
     last = {column: np.array([each[column][-1] for each in by_step]) for column in reader.columns}
     others = {name: reader(cells) for name, cells in rivals(config, search, table).items()}
     accuracies = {f"NASI, {total} steps": last, **others}
