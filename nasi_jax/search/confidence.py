@@ -132,7 +132,7 @@ class Evidence:
     after every step. Where the options differ in spread but not in the mean, d_t may be skewed,
     and the bound holds only approximately.
 
-    The samples are of one theta_0, unless that is redrawn: then so is the claim.
+    With one theta_0 all of this is said of that theta_0; where every step draws one, of their mean.
 
     Attributes:
       num_steps: how many steps have been added.
