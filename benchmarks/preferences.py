@@ -1,10 +1,9 @@
 """Which operations does the gradient of log x prefer, under each relaxation?
 
-Command:   python benchmarks/preferences.py --space nasbench1shot1-1 --data CIFAR.npz \
-               --steps 200 --init-channels 8 --num-cells 1 --redraw False --seed 300
+Command:   python benchmarks/preferences.py --space nasbench1shot1-1 --data CIFAR.npz --seed 300
 Time:      20 minutes a relaxation on two busy CPU cores
 Expected:  soft weights prefer max-pooling to convolutions by many standard errors, hard ones do
-           not, and the sampled path hardly prefers anything
+           not
 
 The search without its constraint: d log x / d alpha = (1/x) dx/d alpha at alpha_0, so that steps of
 large x count no more than others, averaged over the steps of each seed. With one theta_0 a seed
