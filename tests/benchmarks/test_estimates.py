@@ -120,6 +120,7 @@ def test_ablations_with_gaps(run, study, tmp_path):
         assert list(row) == ["val_108", "val_108, gaps estimated"]
         chosen = [100 * linear(parse_genotype(each).prune()) for each in record["selected"][name]]
         filled = row["val_108, gaps estimated"]
-        assert filled["found"] == filled["of"] == 2
+        # Two searches, whose draws of theta_0 taking turns are one.
+        assert filled["found"] == filled["of"] == (1 if name == "draws of theta_0: 2" else 2)
         assert filled["mean"] == pytest.approx(np.mean(chosen), abs=1)
     assert f"estimates of {record['error of the estimates']['cells']} cells" in printed
