@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -179,10 +179,7 @@ def main() -> None:
     """Runs the study."""
     config = tyro.cli(Config, description=__doc__)
     if config.smoke:
-        config = Config(
-            config.data, ("nasbench1shot1-1",), num_samples=3, batch_size=2, out=config.out
-        )
-        config = Config(**{**asdict(config), "smoke": True})
+        config = replace(config, spaces=("nasbench1shot1-1",), num_samples=3, batch_size=2)
     if jax.config.values["jax_compilation_cache_dir"] is None:
         cache.turn_on(cache.default_folder())
     images = data.load(config.data, image_size=8 if config.smoke else 32)

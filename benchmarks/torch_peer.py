@@ -157,18 +157,17 @@ def in_torch(case: str, ours: Ours, config: Config) -> dict[str, Any]:
     size = sizes.get(case, config.network_batch_size)
     images = torch.randn(size, CHANNELS, config.image_size, config.image_size)
     labels = torch.randint(NUM_CLASSES, (size,))
-    networks: list[Any]
     if case == "nasi_step":
         network = torch_networks.DartsSupernet(
             NUM_CLASSES, ours.ops, config.init_channels, config.num_cells
         )
-        compute, networks = torch_step(network, len(ours.ops), images, labels), [network]
+        compute = torch_step(network, len(ours.ops), images, labels)
     elif case == "training_step":
         assert ours.module is not None
         namespace: dict[str, Any] = {"__name__": "exported"}
         exec(ours.module, namespace)
         network = namespace["Network"]().train()
-        compute, networks = torch_training_step(network, images, labels), [network]
+        compute = torch_training_step(network, images, labels)
     elif case == "five_proxies":
 
         def build(ops: tuple[str, ...]) -> Any:
@@ -176,7 +175,7 @@ def in_torch(case: str, ours: Ours, config: Config) -> dict[str, Any]:
                 NUM_CLASSES, ops, config.init_channels, config.network_num_cells
             ).train()
 
-        networks = [build(ops) for ops in ours.cells]
+        network = torch.nn.ModuleList(build(ops) for ops in ours.cells)
 
         def compute() -> Any:
             return [torch_scores(build(ops), images, labels) for ops in ours.cells]
@@ -188,7 +187,6 @@ def in_torch(case: str, ours: Ours, config: Config) -> dict[str, Any]:
         with torch.no_grad():
             network(images)  # takes the statistics that are then fixed
         compute = torch_estimate(case, network.eval(), images, labels, config.chunk_size)
-        networks = [network]
 
     def run() -> None:
         compute()
@@ -198,7 +196,7 @@ def in_torch(case: str, ours: Ours, config: Config) -> dict[str, Any]:
     return {
         "seconds": timed(run, config.repeats),
         "peak_megabytes": torch.cuda.max_memory_allocated() / 1e6 if on_gpu else peak_megabytes(),
-        "parameters": sum(map(torch_networks.num_parameters, networks)),
+        "parameters": torch_networks.num_parameters(network),
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name() if on_gpu else "cpu",
     }

@@ -207,13 +207,10 @@ def search(
         evidence = nasi_search.Evidence(space)
         kept = time.monotonic()
 
-        def verdicts_on(run: Run) -> list[Verdict]:
+        def enough(run: Run) -> bool:
             for step in range(evidence.num_steps, len(run.step_seconds)):
                 evidence.add({name: update[step] for name, update in run.info.update.items()})
-            return evidence.verdicts()
-
-        def enough(run: Run) -> bool:
-            return config.until_sure and all(each.sure for each in verdicts_on(run))
+            return config.until_sure and evidence.all_sure
 
         def on_stage(stage: str) -> None:
             on_progress(Progress(stage, steps, begun))
@@ -243,9 +240,9 @@ def search(
         if checkpoints.latest_step() != done:
             keep(run)
         on_progress(_progress("drawing", done, run))
-        verdicts = verdicts_on(run)
+        enough(run)  # of a search that was whole before it was asked
         run = _of_fewer_steps(run, done / steps)
-        result = _result(config, space, dataset, run, verdicts)
+        result = _result(config, space, dataset, run, evidence.verdicts())
         _write(directory, space, result, run)
     return result
 

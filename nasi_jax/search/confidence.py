@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 import functools
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import jax
@@ -63,7 +64,7 @@ def margins(space: SearchSpace, alpha: Alpha, updates: Alpha) -> list[Margin]:
       A margin a choice, in the order of `space.choices`. A choice of all its options has none.
     """
     choices = space.choices(alpha)
-    ranked = [np.argsort(-np.asarray(choice.scores), kind="stable") for choice in choices]
+    ranked = [_ranked(np.asarray(choice.scores)) for choice in choices]
     gaps = {
         index: (int(order[choice.num_selected - 1]), int(order[choice.num_selected]))
         for index, (choice, order) in enumerate(zip(choices, ranked, strict=True))
@@ -143,7 +144,8 @@ class Evidence:
         self.num_steps = 0
         self._space = space
         self._alpha = space.init_alpha()
-        choices = space.choices(self._alpha)
+        self._choices = choices = space.choices(self._alpha)
+        self._scores = np.concatenate([np.asarray(choice.scores) for choice in choices])
         sizes = [len(choice.options) for choice in choices]
         self._starts = np.cumsum([0, *sizes])
         of_choice = np.repeat(np.arange(len(choices)), sizes)
@@ -160,7 +162,8 @@ class Evidence:
 
     def add(self, update: Alpha) -> None:
         """Takes what one step added to alpha, the next one in their order."""
-        self._alpha, change = _change(self._space, self._alpha, update)
+        self._alpha, scores, change = _change(self._space, self._alpha, update)
+        self._scores = np.asarray(scores)
         changes = np.asarray(change, float)
         differences = changes[self._left] - changes[self._right]
         scales = np.sqrt(self._squares / max(self.num_steps, 1))[self._choice]
@@ -176,30 +179,34 @@ class Evidence:
         self._squares += squares / np.maximum(np.bincount(self._choice, None, len(squares)), 1)
         self.num_steps += 1
 
+    @property
+    def all_sure(self) -> bool:
+        """Whether every choice is."""
+        return all(len(unsure) == 0 for _, unsure, _ in self._unsure_pairs())
+
     def verdicts(self) -> list[Verdict]:
         """A verdict for each choice of fewer than all of its options, in their order."""
         found = []
-        for index, choice in enumerate(self._space.choices(self._alpha)):
-            if choice.num_selected == len(choice.options):
-                continue
-            first = self._starts[index]
-            won = np.zeros(self._starts[-1], bool)
-            won[
-                first + np.argsort(-np.asarray(choice.scores), kind="stable")[: choice.num_selected]
-            ] = True
-            pairs = (self._choice == index) & (won[self._left] != won[self._right])
-            sign = np.where(won[self._left[pairs]], 1, -1)
-            unsure = self._better[pairs] != sign
-            more = [
-                self._more_steps(total, variance)
-                for total, variance in zip(
-                    (sign * self._sum[pairs])[unsure], self._variance[pairs][unsure], strict=True
-                )
-            ]
+        for name, unsure, sign in self._unsure_pairs():
+            totals = sign * self._sum[unsure]
+            more = [*map(self._more_steps, totals, self._variance[unsure])]
             known = [each for each in more if each is not None]
             needed = max(known, default=0) if len(known) == len(more) else None
-            found.append(Verdict(choice.name, not more, needed))
+            found.append(Verdict(name, not more, needed))
         return found
+
+    def _unsure_pairs(self) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+        """Of each choice the pairs whose winner is not known to be better, 1 where it is left."""
+        for index, choice in enumerate(self._choices):
+            if choice.num_selected == len(choice.options):
+                continue
+            first, end = self._starts[index : index + 2]
+            won = np.zeros(len(self._scores), bool)
+            won[first + _ranked(self._scores[first:end])[: choice.num_selected]] = True
+            decisive = (self._choice == index) & (won[self._left] != won[self._right])
+            sign = np.where(won[self._left], 1, -1)
+            unsure = np.flatnonzero(decisive & (self._better != sign))
+            yield choice.name, unsure, sign[unsure]
 
     def _more_steps(self, total: float, variance: float) -> int | None:
         """How many more steps until a pair reaches the threshold, at its average so far."""
@@ -214,14 +221,21 @@ class Evidence:
         return bisect.bisect_left(steps, True, key=reaches) + 1
 
 
+def _ranked(scores: np.ndarray) -> np.ndarray:
+    """The options from the best on; among equal scores the first is better."""
+    return np.argsort(-scores, kind="stable")
+
+
 @functools.partial(jax.jit, static_argnums=0)
-def _change(space: SearchSpace, alpha: Alpha, update: Alpha) -> tuple[Alpha, jax.Array]:
-    """alpha after an update, and by how much that changes the scores of all options."""
+def _change(space: SearchSpace, alpha: Alpha, update: Alpha) -> tuple[Alpha, jax.Array, jax.Array]:
+    """alpha after an update, its scores of all options, and how much the update changes them."""
 
     def scores(alpha: Alpha) -> jax.Array:
         return jnp.concatenate([choice.scores for choice in space.choices(alpha)])
 
-    return jax.tree.map(jnp.add, alpha, update), jax.jvp(scores, (alpha,), (update,))[1]
+    _, change = jax.jvp(scores, (alpha,), (update,))
+    after = jax.tree.map(jnp.add, alpha, update)
+    return after, scores(after), change
 
 
 def _log_mixture(total: np.ndarray, variance: np.ndarray) -> np.ndarray:

@@ -49,7 +49,7 @@ def run(
     start: Run | None = None,
     on_stage: Callable[[str], None] | None = None,
     on_step: Callable[[Run], None] | None = None,
-    enough: Callable[[Run], bool] = lambda run: False,
+    enough: Callable[[Run], bool] | None = None,
 ) -> Run:
     """Runs a search from its start or from a restored state.
 
@@ -79,7 +79,9 @@ def run(
       FloatingPointError: if the trace or its gradient is not finite at some step.
     """
     begin = time.perf_counter()
-    if start is not None and (len(start.step_seconds) >= num_steps or enough(start)):
+    if start is not None and (
+        len(start.step_seconds) >= num_steps or (enough is not None and enough(start))
+    ):
         return start
     if on_stage is not None:
         on_stage("compiling")
@@ -108,12 +110,14 @@ def run(
                     f"gradient {info.gradient_norm}"
                 )
             infos.append(info)
+        if on_step is None and enough is None:
+            continue
         done = Run(state, _stacked(infos), np.array(seconds), compile_seconds)
         if on_step is not None:
             on_step(done)
-        if enough(done):
-            break
-    return done
+        if enough is not None and enough(done):
+            return done
+    return Run(state, _stacked(infos), np.array(seconds), compile_seconds)
 
 
 _Call = Callable[[SearchState, int, int], tuple[SearchState, SearchInfo]]

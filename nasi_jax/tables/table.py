@@ -220,20 +220,19 @@ def merge(tables: Sequence[Table]) -> Table:
     benchmarks = {table.benchmark for table in tables}
     if len(benchmarks) != 1:
         raise ValueError(f"tables to merge must be of one benchmark, got {', '.join(benchmarks)}")
-    rows: dict[str, int] = {}
-    cells: list[str] = []
+    cells: dict[str, str] = {}
     for table in tables:
         for key, cell in zip(table.keys, table.cells, strict=True):
-            if rows.setdefault(key, len(rows)) == len(cells):
-                cells.append(cell)
+            cells.setdefault(key, cell)
+    rows = {key: row for row, key in enumerate(cells)}
     values: dict[str, np.ndarray] = {}
     for table in tables:
         places = [rows[key] for key in table.keys]
         for name, column in table.values.items():
             merged = values.setdefault(name, np.full(len(cells), np.nan))
             merged[places] = np.where(np.isfinite(column), column, merged[places])
-    hashes = tuple(rows) if tables[0].hashes else ()
-    return Table(benchmarks.pop(), values, tuple(cells), hashes)
+    hashes = tuple(cells) if tables[0].hashes else ()
+    return Table(benchmarks.pop(), values, tuple(cells.values()), hashes)
 
 
 def overlaps(first: Table, second: Table) -> dict[str, Overlap]:

@@ -297,6 +297,8 @@ def sure_after(monkeypatch):
 
         verdicts_of = nasi_search.Evidence.verdicts
         monkeypatch.setattr(nasi_search.Evidence, "verdicts", verdicts)
+        all_sure = property(lambda self: self.num_steps >= steps)
+        monkeypatch.setattr(nasi_search.Evidence, "all_sure", all_sure)
 
     return after
 

@@ -214,6 +214,7 @@ def test_what_is_better_is_found_out():
     drift = {"cell": 1.0 * (np.arange(5) == np.arange(6)[:, None] % 5)}
     early, late = (evidence_of(space, ascents(space, 0, steps, drift)) for steps in (60, 1200))
     assert not any(verdict.sure for verdict in early.verdicts())
+    assert (early.all_sure, late.all_sure) == (False, True)
     verdicts = late.verdicts()
     assert all(verdict.sure and verdict.steps_to_sure == 0 for verdict in verdicts)
     assert [verdict.name for verdict in verdicts] == [*space.labels()["cell"][0]]
