@@ -1,7 +1,7 @@
 """What NASI-FIX and NASI-ADA select in the space of DARTS, beside the paper's cells.
 
 Command:   python benchmarks/darts_cells.py --data CIFAR.npz
-Time:      39 minutes for two seeds and 16 images on two busy CPU cores
+Time:      39 minutes for two seeds and 16 images on two busy CPU cores (Intel Xeon)
 Expected:  cells that differ from seed to seed, and are smaller than the paper's (3.9 M and 3.7 M)
 
 Searches from `seeds` seeds by the paper's settings (T 100, b 64, mu 2, one theta_0); both variants
