@@ -116,6 +116,20 @@ class NetworkSpec:
     scan_cells: bool = False
 
 
+BLOCK = "nasi_jax.block"
+"""What `jax.ad_checkpoint.checkpoint_name` names the outputs of a network's stem and cells, for
+proxies that look at these; so can any other function."""
+
+UNNORMALIZED = "nasi_jax.unnormalized"
+"""Likewise, what a normalization layer reads."""
+
+NORMALIZED = "nasi_jax.normalized"
+"""Likewise, what a normalization layer returns."""
+
+FEATURES = "nasi_jax.features"
+"""Likewise, the feature maps whose mean over the image the last dense layer reads."""
+
+
 class Batch(NamedTuple):
     """A mini-batch: inputs `[B, H, W, C]` and integer labels `[B]`."""
 
@@ -229,8 +243,8 @@ class Sizes(NamedTuple):
     """Sizes of the networks of a family.
 
     Attributes:
-      init_channels: channels of the first cells, as its benchmark or paper trained it on CIFAR-10.
-      num_cells: cells, likewise; in the NAS-Bench spaces, cells in each of the 3 stages.
+      init_channels: channels of the first cells, as its benchmark or paper trained it.
+      num_cells: cells, likewise; in the NAS-Bench spaces, cells in each stage.
       least_cells: how few there can be.
       fixed: whether networks of other sizes are not defined.
     """
@@ -277,6 +291,18 @@ class Genotype(Protocol):
 
         Raises:
           ValueError: if there is no such architecture.
+        """
+        ...
+
+    def canonical(self) -> Self:
+        """The one representative of all that compute the same function.
+
+        Two do if renaming nodes and parameters makes them equal functions. What lies on no path
+        from input to output is not in it. It is its own canonical form, and may be no architecture
+        of the search space that this one is from.
+
+        Raises:
+          ValueError: if there is none.
         """
         ...
 

@@ -129,6 +129,49 @@ def _intercepted(
     return jax.tree.unflatten(jax.tree.structure(shape), outputs)
 
 
+def named(
+    fn: Callable[..., Any], name: str, *args: Any, given: Sequence[jax.Array] | None = None
+) -> list[jax.Array]:
+    """The arrays that `jax.ad_checkpoint.checkpoint_name` names so, in the order of computation.
+
+    Functions are entered as in `intercept`; of a scan there is an array for each iteration.
+
+    Args:
+      fn: a function of arrays.
+      name: the name.
+      *args: its arguments.
+      given: an array for each, of its shape, that is added to it, while its own derivative ends
+        there. So what depends on it is differentiated in what is given, up to the next one.
+
+    Raises:
+      ValueError: if one is named inside of a branch.
+      UnreadableProgram: see `intercept`.
+    """
+    check()
+    closed = jax.make_jaxpr(fn)(*args)
+    counts: dict[tuple[int, ...], int] = {}
+
+    def found(args: tuple[Any, ...], given: Sequence[jax.Array] | None) -> list[jax.Array]:
+        def rule(operation: Operation) -> Any:
+            if operation.name != "name" or operation.read("name") != [name]:
+                return None
+            (array,) = operation.inputs
+            interpreter.kept.append(array)
+            if given is None:
+                return None
+            return [lax.stop_gradient(array) + interpreter.given.pop(0)], None
+
+        interpreter = _Interpreter(rule, lambda label: label, _drop)
+        interpreter.counts, interpreter.given = counts, list(given or ())
+        leaves = jax.tree.leaves(args)
+        interpreter.run(closed.jaxpr, closed.consts, leaves, [None] * len(leaves), ())
+        return interpreter.kept
+
+    if given is not None:  # which of them go into which scan is known after a run without
+        jax.eval_shape(functools.partial(found, given=None), args)
+    return found(args, given)
+
+
 @functools.cache
 def check() -> None:
     """Sees whether all that is looked for in programs is found in a small one, by tracing it.
@@ -199,6 +242,10 @@ class _Interpreter:
     ) -> None:
         self.rule, self.in_loop, self.on_loss = rule, in_loop, on_loss
         self.lengths: dict[tuple[int, ...], int] = {}
+        # For `named`: the arrays found, those to be added, and how many stand in which function.
+        self.kept: list[jax.Array] = []
+        self.given: list[jax.Array] = []
+        self.counts: dict[tuple[int, ...], int] = {}
 
     def run(
         self,
@@ -233,6 +280,19 @@ class _Interpreter:
         self._lose(labels)
         return outputs
 
+    def _inside(self, given: Sequence[jax.Array], *args: Any) -> tuple[list[Any], list[jax.Array]]:
+        """What `unlabelled` returns of the body of an operation, and the arrays kept in there."""
+        around = self.kept, self.given
+        self.kept, self.given = [], list(given)
+        outputs = self.unlabelled(*args)
+        kept, (self.kept, self.given) = self.kept, around
+        return outputs, kept
+
+    def _taken(self, count: int) -> list[jax.Array]:
+        """The next arrays that are given."""
+        taken, self.given = self.given[:count], self.given[count:]
+        return taken
+
     def _lose(self, labels: Sequence[Any]) -> None:
         for label in labels:
             if label is not None:
@@ -261,10 +321,15 @@ class _Interpreter:
         if name in _CHECKPOINT:
             jaxpr, prevent_cse, policy = operation.read("jaxpr", "prevent_cse", "policy")
 
-            def body(*operands: Any) -> list[Any]:
-                return self.unlabelled(jaxpr, (), operands, labels, site)
+            def body(given: list[Any], *operands: Any) -> tuple[list[Any], list[Any]]:
+                return self._inside(given, jaxpr, (), operands, labels, site)
 
-            return jax.checkpoint(body, prevent_cse=prevent_cse, policy=policy)(*inputs), none
+            given = self._taken(self.counts.get(site, 0))
+            checkpoint = jax.checkpoint(body, prevent_cse=prevent_cse, policy=policy)
+            outputs, kept = checkpoint(given, *inputs)
+            self.counts[site] = len(kept)
+            self.kept += kept
+            return outputs, none
         if name == "scan":
             return self._scan(operation, eqn.invars, eqn.outvars), none
         if name == "cond":
@@ -290,12 +355,20 @@ class _Interpreter:
         self._lose(labels[start:end])
         inner = [*whole, *[None] * num_carry, *labels[end:]]
 
-        def body(carry: list[Any], slices: list[Any]) -> tuple[list[Any], list[Any]]:
-            args = [*consts, *carry, *slices]
-            outputs = self.unlabelled(closed.jaxpr, closed.consts, args, inner, site)
-            return outputs[: len(carry)], outputs[len(carry) :]
+        def body(carry: list[Any], slices: Any) -> tuple[list[Any], Any]:
+            own, given = slices
+            args = [*consts, *carry, *own]
+            outputs, kept = self._inside(given, closed.jaxpr, closed.consts, args, inner, site)
+            return outputs[: len(carry)], (outputs[len(carry) :], kept)
 
-        final, stacked = lax.scan(body, carry, slices, length, reverse=reverse, unroll=unroll)
+        count, step = self.counts.get(site, 0), -1 if reverse else 1
+        given = self._taken(count * length)
+        of_body = [jnp.stack(given[number::count][::step]) for number in range(count)]
+        final, (stacked, kept) = lax.scan(
+            body, carry, (slices, of_body), length, reverse=reverse, unroll=unroll
+        )
+        self.counts[site] = len(kept)
+        self.kept += [stack[index] for index in range(length)[::step] for stack in kept]
         return [*final, *stacked]
 
     def _branches(self, operation: Operation) -> list[Any]:
@@ -305,9 +378,16 @@ class _Interpreter:
 
         def branch(number: int, closed: Any) -> Callable[..., list[Any]]:
             place = (*operation.site, number)
-            return lambda *args: self.unlabelled(
-                closed.jaxpr, closed.consts, args, operation.labels[1:], place
-            )
+
+            def run(*args: Any) -> list[Any]:
+                outputs, kept = self._inside(
+                    (), closed.jaxpr, closed.consts, args, operation.labels[1:], place
+                )
+                if kept:
+                    raise ValueError("apply_fn must name no array that is asked for in a branch")
+                return outputs
+
+            return run
 
         branches = [branch(number, closed) for number, closed in enumerate(functions)]
         outputs: list[Any] = lax.switch(index, branches, *operands)

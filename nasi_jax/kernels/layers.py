@@ -17,6 +17,7 @@ def at_parameters(
     apply_fn: ApplyFn,
     params: Params,
     inputs: jax.Array,
+    others: Callable[[Operation], list[Any] | None] = lambda operation: None,
 ) -> jax.Array:
     """`apply_fn(params, inputs)` with operations of parameters and activations replaced.
 
@@ -29,18 +30,20 @@ def at_parameters(
       apply_fn: maps `(params, inputs[B, ...])` to outputs `[B, K]`.
       params: its parameters.
       inputs: `[B, ...]`.
+      others: the same for operations of activations alone.
 
     Returns:
       The outputs.
     """
 
     def rule(operation: Operation) -> Any:
-        if operation.name in ENTERED or not any(operation.labels):
+        if operation.name in ENTERED:
             return None
         paired = zip(operation.inputs, operation.labels, strict=True)
-        if all(label or np.ndim(operand) == 0 for operand, label in paired):
+        has_parameter = any(operation.labels)
+        if has_parameter and all(label or np.ndim(operand) == 0 for operand, label in paired):
             return operation.apply(*operation.inputs), True
-        outputs = replace(operation)
+        outputs = (replace if has_parameter else others)(operation)
         return None if outputs is None else (outputs, None)
 
     labels = [*[True] * len(jax.tree.leaves(params)), None]

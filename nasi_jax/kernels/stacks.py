@@ -12,12 +12,29 @@ from nasi_jax.kernels.modules import scan_axes
 from nasi_jax.types import ApplyFn, Params
 
 
+def layer_axes(apply_fn: ApplyFn, params: Params, inputs: jax.Array) -> list[int]:
+    """For each leaf of the parameters, how many of its leading axes are layers.
+
+    A leading axis of a parameter that a scan reads slice by slice, such as the cells of a stage
+    or the edges of a cell, is an axis of layers. Of flax modules such axes are known by what they
+    read; of any other function from its program.
+
+    Args:
+      apply_fn: maps `(params, inputs[B, ...])` to outputs `[B, K]`.
+      params: its parameters.
+      inputs: `[B, ...]`.
+
+    Raises:
+      UnreadableProgram: if it takes reading a program, and JAX writes it in an unknown form.
+    """
+    axes = scan_axes(apply_fn, params, inputs)
+    return _axes_sliced_in_program(apply_fn, params, inputs) if axes is None else axes
+
+
 def by_layer(apply_fn: ApplyFn, params: Params, inputs: jax.Array, tree: Any) -> list[jax.Array]:
     """Arrays like the parameters, each as the layers that it holds.
 
-    A leading axis of a parameter that a scan reads slice by slice, such as the cells of a stage
-    or the edges of a cell, is an axis of layers. The axes of scans within scans are joined. Of flax
-    modules such axes are known by what they read; of any other function from its program.
+    The axes of layers, see `layer_axes`, are joined.
 
     Args:
       apply_fn: maps `(params, inputs[B, ...])` to outputs `[B, K]`.
@@ -31,12 +48,10 @@ def by_layer(apply_fn: ApplyFn, params: Params, inputs: jax.Array, tree: Any) ->
     Raises:
       UnreadableProgram: if it takes reading a program, and JAX writes it in an unknown form.
     """
-    depths = scan_axes(apply_fn, params, inputs)
-    if depths is None:
-        depths = _axes_sliced_in_program(apply_fn, params, inputs)
+    axes = layer_axes(apply_fn, params, inputs)
     return [
         leaf.reshape(int(np.prod(leaf.shape[:depth])), -1)
-        for leaf, depth in zip(jax.tree.leaves(tree), depths, strict=True)
+        for leaf, depth in zip(jax.tree.leaves(tree), axes, strict=True)
     ]
 
 

@@ -30,9 +30,11 @@ SMALLEST = {
     "nasbench1shot1-1": {"ops": ("conv1x1-bn-relu", "maxpool3x3")},
     "nasbench1shot1-2": {"ops": ("conv3x3-bn-relu", "maxpool3x3")},
     "nasbench1shot1-3": {"ops": ("conv3x3-bn-relu", "conv1x1-bn-relu")},
+    "transnas101": {"ops": ("skip_connect", "nor_conv_3x3")},
 }
-SLOW = ("nasbench1shot1-2", "nasbench1shot1-3")
-"""Spaces whose cells differ from those of nasbench1shot1-1 by the number of vertices and inputs."""
+SLOW = ("nasbench1shot1-2", "nasbench1shot1-3", "transnas101")
+"""Spaces whose cells differ from those of nasbench1shot1-1 by the number of vertices and inputs, or
+from those of nasbench201 by a stride."""
 CASES = [*((name, "batch") for name in SEARCH_SPACES)]
 CASES += [("nasbench201", norm) for norm in ("frozen", "none")]
 TEMPERATURE = 0.8

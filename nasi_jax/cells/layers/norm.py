@@ -8,9 +8,10 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from nasi_jax.cells.layers.conv import widened
-from nasi_jax.types import NormMode
+from nasi_jax.types import NORMALIZED, UNNORMALIZED, NormMode
 
 EPSILON = 1e-5
 """Added to a variance."""
@@ -41,7 +42,7 @@ class Norm(nn.Module):
     @nn.compact
     def __call__(self, inputs: jax.Array) -> jax.Array:
         """Normalizes `[B, H, W, C]`."""
-        outputs = widened(inputs)
+        outputs = checkpoint_name(widened(inputs), UNNORMALIZED)
         trains = self.mode == "running" and self.is_mutable_collection("batch_stats")
         if trains:
             self._keep_statistics(jax.lax.stop_gradient(outputs))
@@ -55,7 +56,7 @@ class Norm(nn.Module):
             scale = self.param("scale", nn.initializers.ones, shape, self.param_dtype)
             shift = self.param("bias", nn.initializers.zeros, shape, self.param_dtype)
             outputs = outputs * scale.reshape(1, 1, 1, -1) + shift.reshape(1, 1, 1, -1)
-        return outputs.astype(inputs.dtype)
+        return checkpoint_name(outputs.astype(inputs.dtype), NORMALIZED)
 
     def _frozen_statistics(self, inputs: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Mean and variance as `[1, 1, 1, C]`."""

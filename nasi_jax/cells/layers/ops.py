@@ -12,11 +12,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 
 from nasi_jax.cells.layers.conv import conv, depthwise_conv, max_pool, widened
 from nasi_jax.cells.layers.mixed import stacked
 from nasi_jax.cells.layers.norm import Norm
-from nasi_jax.types import Initializer, NetworkSpec
+from nasi_jax.types import FEATURES, Initializer, NetworkSpec
 
 
 @dataclass(frozen=True)
@@ -325,7 +326,7 @@ class Head(nn.Module):
     @nn.compact
     def __call__(self, inputs: jax.Array) -> jax.Array:
         """Maps `[B, H, W, C]` to logits `[B, num_classes]`."""
-        features = jnp.mean(widened(inputs), axis=(1, 2))
+        features = jnp.mean(checkpoint_name(widened(inputs), FEATURES), axis=(1, 2))
         shape = (features.shape[-1], self.num_classes)
         kernel = self.param("kernel", kernel_init(self.spec.init), shape, self.spec.param_dtype)
         bias = self.param("bias", nn.initializers.zeros, (self.num_classes,), self.spec.param_dtype)

@@ -1,17 +1,28 @@
 """Training-free scores of a network at initialization, one file each."""
 
 from nasi_jax import plugins
+from nasi_jax.kernels.proxies.apd import apd
+from nasi_jax.kernels.proxies.az_nas import expressivity, progressivity, trainability
+from nasi_jax.kernels.proxies.epsinas import epsinas
 from nasi_jax.kernels.proxies.fisher import fisher
 from nasi_jax.kernels.proxies.flops import flops
 from nasi_jax.kernels.proxies.grad_norm import grad_norm
+from nasi_jax.kernels.proxies.gradsign import gradsign
 from nasi_jax.kernels.proxies.grasp import grasp
 from nasi_jax.kernels.proxies.hnas import hnas
+from nasi_jax.kernels.proxies.intrain import intrain, participation_ratio
 from nasi_jax.kernels.proxies.jacov import jacov
+from nasi_jax.kernels.proxies.lswag import lswag
+from nasi_jax.kernels.proxies.meco import meco
 from nasi_jax.kernels.proxies.naswot import naswot
+from nasi_jax.kernels.proxies.near import near
 from nasi_jax.kernels.proxies.num_params import num_params
 from nasi_jax.kernels.proxies.snip import snip
+from nasi_jax.kernels.proxies.swap import swap
 from nasi_jax.kernels.proxies.synflow import synflow
 from nasi_jax.kernels.proxies.te_nas import condition_number, linear_regions
+from nasi_jax.kernels.proxies.vkdnw import vkdnw, vkdnw_fisher
+from nasi_jax.kernels.proxies.zen import zen
 from nasi_jax.kernels.proxies.zico import zico
 from nasi_jax.kernels.trace import (
     batch_gradient,
@@ -39,6 +50,21 @@ PROXIES: dict[str, ProxyFn] = {
     "condition_number": condition_number,
     "linear_regions": linear_regions,
     "hnas": hnas,
+    "expressivity": expressivity,
+    "progressivity": progressivity,
+    "trainability": trainability,
+    "vkdnw": vkdnw,
+    "vkdnw_fisher": vkdnw_fisher,
+    "meco": meco,
+    "near": near,
+    "swap": swap,
+    "zen": zen,
+    "epsinas": epsinas,
+    "gradsign": gradsign,
+    "participation_ratio": participation_ratio,
+    "intrain": intrain,
+    "lswag": lswag,
+    "apd": apd,
 }
 """The proxies by name, all of them higher is better."""
 
@@ -64,18 +90,33 @@ def proxy_named(name: str) -> ProxyFn:
 
 __all__ = [
     "PROXIES",
+    "apd",
     "condition_number",
+    "epsinas",
+    "expressivity",
     "fisher",
     "flops",
     "grad_norm",
+    "gradsign",
     "grasp",
     "hnas",
+    "intrain",
     "jacov",
     "linear_regions",
+    "lswag",
+    "meco",
     "naswot",
+    "near",
     "num_params",
+    "participation_ratio",
+    "progressivity",
     "proxy_named",
     "snip",
+    "swap",
     "synflow",
+    "trainability",
+    "vkdnw",
+    "vkdnw_fisher",
+    "zen",
     "zico",
 ]

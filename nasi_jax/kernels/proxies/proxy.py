@@ -1,18 +1,65 @@
-"""What a scorer must know of a proxy: its norm mode, and whether examples may be coupled."""
+"""What a scorer must know of a proxy: its norm mode, its examples, what it has in common."""
 
 from __future__ import annotations
 
 import functools
 import inspect
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from nasi_jax.types import NormMode, ProxyFn
+import jax
+
+from nasi_jax.types import ApplyFn, Batch, NormMode, Params, ProxyFn
+
+Scores = Callable[[jax.Array, ApplyFn, Params, Batch], dict[str, jax.Array]]
+"""Computes several proxies at once, by name."""
 
 
 def without_norm(proxy: ProxyFn) -> ProxyFn:
     """Marks a proxy as defined for networks without normalization alone."""
     proxy.norm = "none"  # type: ignore[attr-defined]
     return proxy
+
+
+def one_of(scores: Scores) -> Callable[[ProxyFn], ProxyFn]:
+    """Marks a proxy as what `scores` computes under its name, together with others."""
+
+    def mark(proxy: ProxyFn) -> ProxyFn:
+        proxy.scores = scores  # type: ignore[attr-defined]
+        return proxy
+
+    return mark
+
+
+def all_scores(
+    key_of: Callable[[str], jax.Array],
+    apply_fns: Mapping[str, ApplyFn],
+    proxies: Mapping[str, ProxyFn],
+    params: Params,
+    batch: Batch,
+) -> dict[str, jax.Array]:
+    """The scores of many proxies, those that are computed together computed once.
+
+    Args:
+      key_of: maps the name of a proxy, or of what computes several, to its random key. So what
+        stands beside a proxy changes nothing of its score.
+      apply_fns: the function of each proxy.
+      proxies: what scores, by name.
+      params: the parameters.
+      batch: what the proxies see.
+    """
+    together: dict[tuple[Scores, ApplyFn], dict[str, jax.Array]] = {}
+    found = {}
+    for name, proxy in proxies.items():
+        apply_fn, scores = apply_fns[name], getattr(proxy, "scores", None)
+        if scores is None:
+            found[name] = proxy(key_of(name), apply_fn, params, batch)
+            continue
+        if (scores, apply_fn) not in together:
+            key = key_of(scores.__name__)
+            together[scores, apply_fn] = scores(key, apply_fn, params, batch)
+        found[name] = together[scores, apply_fn][proxy.__name__]  # type: ignore[attr-defined]
+    return found
 
 
 def norm_of(proxy: ProxyFn, norm: NormMode) -> NormMode:

@@ -47,6 +47,20 @@ def zico(
       ValueError: if `num_batches` is below 2, or does not divide B.
     """
     del key
+    layers = gradients_of_parts(apply_fn, params, batch, num_batches, loss)
+    return functools.reduce(jnp.add, (jnp.sum(_log_sums(each)) for each in layers))
+
+
+def gradients_of_parts(
+    apply_fn: ApplyFn, params: Params, batch: Batch, num_batches: int, loss: Loss
+) -> list[jax.Array]:
+    """The gradients of the mean loss of each part of a batch, by layer.
+
+    Arguments and errors are those of `zico`.
+
+    Returns:
+      For each leaf of the parameters `[num_batches, layers, entries of a layer]`.
+    """
     size = batch.inputs.shape[0]
     if num_batches < 2 or size % num_batches:
         raise ValueError(
@@ -54,8 +68,7 @@ def zico(
         )
     parts = jax.tree.map(lambda array: array.reshape(num_batches, -1, *array.shape[1:]), batch)
     gradients = lax.map(lambda part: loss_gradient(apply_fn, params, part, loss), parts)
-    layers = jax.vmap(lambda tree: by_layer(apply_fn, params, batch.inputs, tree))(gradients)
-    return functools.reduce(jnp.add, (jnp.sum(_log_sums(each)) for each in layers))
+    return jax.vmap(lambda tree: by_layer(apply_fn, params, batch.inputs, tree))(gradients)
 
 
 def _log_sums(gradients: jax.Array) -> jax.Array:
