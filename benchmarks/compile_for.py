@@ -70,7 +70,6 @@ from nasi_jax.types import Batch
 NUM_CLASSES = 10
 SEARCHES: dict[str, dict[str, Any]] = {
     "darts": {"variant": "nasi-fix"},
-    "nasbench201": {},
     **{f"nasbench1shot1-{number}": {"variant": "nasi-ada"} for number in (1, 2, 3)},
 }
 """Settings that differ from those of the spaces; see `nasi_jax.types.SearchSpace.settings`."""
@@ -81,6 +80,7 @@ SMALLEST: dict[str, dict[str, Any]] = {
     "nasbench1shot1-1": {"num_cells": 1, "ops": ("conv3x3-bn-relu", "maxpool3x3")},
     "nasbench1shot1-2": {"num_cells": 1, "ops": ("conv1x1-bn-relu", "maxpool3x3")},
     "nasbench1shot1-3": {"num_cells": 1, "ops": ("conv3x3-bn-relu", "conv1x1-bn-relu")},
+    "transnas101": {"num_cells": 1, "ops": ("skip_connect", "nor_conv_3x3")},
 }
 """What differs under `--smoke`: cells and operations, which decide how long XLA takes.
 
@@ -169,7 +169,7 @@ def programs(sizes: Sizes) -> dict[str, functools.partial[Program]]:
             raise ValueError(f"{flag} must be at least 1 here, got {number}")
     found: dict[str, functools.partial[Program]] = {}
     for space in SEARCH_SPACES:
-        settings = {**SEARCHES[space], "samples_per_step": sizes.samples_per_step}
+        settings = {**SEARCHES.get(space, {}), "samples_per_step": sizes.samples_per_step}
         search = SearchConfig(space=space, **settings).resolved()
         if sizes.smoke:
             search = replace(search, **SMALLEST[space])

@@ -40,6 +40,9 @@ class Chain:
     def evaluated(self):
         return self
 
+    def canonical(self):
+        return Chain(tuple(sorted(self.ops)))
+
     def isomorphism_key(self):
         return self.to_text()
 

@@ -12,6 +12,7 @@ from nasi_jax.cells.spaces import (
     parse_genotype,
     search_space,
 )
+from nasi_jax.cells.transnas101 import Transnas101, Transnas101Genotype
 
 __all__ = [
     "SEARCH_SPACES",
@@ -21,6 +22,8 @@ __all__ = [
     "Nasbench101Genotype",
     "Nasbench201",
     "Nasbench201Genotype",
+    "Transnas101",
+    "Transnas101Genotype",
     "evaluation_network",
     "families",
     "genotype_from_dict",

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from nasi_jax.cells.choice import indicator, random_alpha, selected
 from nasi_jax.cells.genotype import call_fields, check_op, shown
@@ -25,6 +26,7 @@ from nasi_jax.cells.layers.ops import (
     darts_ops_together,
 )
 from nasi_jax.types import (
+    BLOCK,
     STEMS,
     Alpha,
     CellEdge,
@@ -152,6 +154,14 @@ class DartsGenotype:
         """The pair of cells itself."""
         return self
 
+    def canonical(self) -> DartsGenotype:
+        """The pair of cells with the intermediate nodes of each in the order of least edges.
+
+        The order permutes the channels of a cell's output, which the convolutions and the head that
+        read it absorb. All nodes are joined to the output, so that nothing is dropped.
+        """
+        return DartsGenotype(_in_least_order(self.normal), _in_least_order(self.reduce))
+
     def isomorphism_key(self) -> str:
         """The text form: cells are told apart as they are written."""
         return self.to_text()
@@ -214,6 +224,18 @@ class DartsGenotype:
             stem_form=stem,
             auxiliary=auxiliary,
         )
+
+
+def _in_least_order(edges: tuple[Edge, ...]) -> tuple[Edge, ...]:
+    """The least cell, by nodes read and ops, over all orders in which nodes read earlier ones."""
+    cells = []
+    for order in itertools.permutations(NODES):
+        names = dict(zip((0, 1, *order), range(len(NODES) + 2), strict=True))
+        pairs = [edges[2 * (node - 2) : 2 * (node - 2) + 2] for node in order]
+        cell = [sorted((names[edge.node], edge.op) for edge in pair) for pair in pairs]
+        if all(pair[-1][0] < node for node, pair in zip(NODES, cell, strict=True)):
+            cells.append(cell)
+    return tuple(Edge(op, node) for pair in min(cells) for node, op in pair)
 
 
 _SETTINGS = {
@@ -442,7 +464,7 @@ class _Cell(nn.Module):
             if drop_path is not None and (edge.op != "skip_connect" or stride > 1):
                 output = _dropped(output, _fold_in(drop_path, number))
             states[node] = states[node] + output if node in states else output
-        return jnp.concatenate([states[node] for node in NODES], axis=-1)
+        return checkpoint_name(jnp.concatenate([states[node] for node in NODES], axis=-1), BLOCK)
 
 
 def _dropped(output: jax.Array, drop_path: DropPath) -> jax.Array:
@@ -514,7 +536,7 @@ class _StageCell(nn.Module):
             one_hot=self.one_hot,
             stride=1,
         )
-        output = jnp.concatenate([states[node] for node in NODES], axis=-1)
+        output = checkpoint_name(jnp.concatenate([states[node] for node in NODES], axis=-1), BLOCK)
         channels = first.shape[-1]
         next_second = ReluConvNorm(channels, 1, self.spec, name="second")(output)
         after_next = ReluConvNorm(channels, 1, self.spec, name="first")(output)
@@ -569,7 +591,7 @@ class _Skeleton(nn.Module):
     def stem(self, inputs: jax.Array) -> jax.Array:
         """What the first cell reads, twice."""
         stem = Conv(3 * self.init_channels, 3, self.spec, name="stem")(inputs)
-        return self.spec.normalize("stem_norm")(stem)
+        return checkpoint_name(self.spec.normalize("stem_norm")(stem), BLOCK)
 
     def first_input(
         self, index: int, inputs: jax.Array, channels: int, *, halve: bool
@@ -777,7 +799,7 @@ class DartsNetwork(_Skeleton):
         for index, channels in enumerate((self.init_channels // 2, *[self.init_channels] * 2)):
             conv = Conv(channels, 3, self.spec, stride=2, name=f"stem_{index}")
             states = self.spec.normalize(f"stem_norm_{index}")(conv(states))
-            outputs.append(states)
+            outputs.append(checkpoint_name(states, BLOCK))
             states = nn.relu(states)
         return outputs[1], outputs[2]
 

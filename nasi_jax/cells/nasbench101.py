@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 
-from nasi_jax.cells.genotype import call_fields, check_op, genotype_to_dict, shown
+from nasi_jax.cells.genotype import call_fields, check_op, genotype_to_dict, on_path, shown
 from nasi_jax.cells.layers.conv import max_pool
 from nasi_jax.cells.layers.ops import ConvNormRelu, Head, LayerSpec, halving_max_pool
-from nasi_jax.types import CellEdge, CellGraph, CellNode, NetworkSpec, Sizes
+from nasi_jax.types import BLOCK, CellEdge, CellGraph, CellNode, NetworkSpec, Sizes
 
 NASBENCH101_OPS = ("conv3x3-bn-relu", "conv1x1-bn-relu", "maxpool3x3")
 """The three operations of NAS-Bench-101 (Ying et al., 2019), in the order of its hash."""
@@ -109,9 +111,34 @@ class Nasbench101Genotype:
         kept = sorted(reached & useful)
         if not {0, size - 1} <= set(kept):
             raise ValueError("no path leads from the cell's input to its output")
+        return self._of(kept)
+
+    def _of(self, vertices: Sequence[int]) -> Nasbench101Genotype:
+        """The cell of these vertices, in this order."""
         return Nasbench101Genotype(
-            matrix=tuple(tuple(self.matrix[i][j] for j in kept) for i in kept),
-            ops=tuple(self.ops[i] for i in kept),
+            matrix=tuple(tuple(self.matrix[i][j] for j in vertices) for i in vertices),
+            ops=tuple(self.ops[i] for i in vertices),
+        )
+
+    def canonical(self) -> Nasbench101Genotype:
+        """The pruned cell with its vertices in the order of least matrix, and then least ops.
+
+        Raises:
+          ValueError: if no path leads from input to output.
+        """
+        cell = self.prune()
+        first, *inner, last = range(len(cell.ops))
+        orders = ((first, *order, last) for order in itertools.permutations(inner))
+        return min(
+            (
+                cell._of(order)
+                for order in orders
+                if all(
+                    set(cell.parents(vertex)) <= set(order[:place])
+                    for place, vertex in enumerate(order)
+                )
+            ),
+            key=lambda cell: (cell.matrix, cell.ops),
         )
 
     def module_hash(self) -> str:
@@ -155,8 +182,7 @@ class Nasbench101Genotype:
         """The cell, unpruned; what pruning drops is not used."""
         size = len(self.ops)
         # Not prune(), which renumbers the vertices, and which refuses a cell without a path.
-        reaches = np.linalg.matrix_power(np.eye(size, dtype=int) + np.array(self.matrix), size) > 0
-        used = reaches[0] & reaches[:, -1]
+        used = on_path(self.matrix)
         roles: dict[int, Any] = {0: "input", size - 1: "output"}
         nodes = tuple(
             CellNode(op, roles.get(vertex, "node"), f"op of {vertex}", bool(used[vertex]))
@@ -278,7 +304,7 @@ class Nasbench101Network(nn.Module):
     def __call__(self, inputs: jax.Array) -> jax.Array:
         """Maps `[B, H, W, C]` to logits."""
         features = self.genotype.sizes.init_channels
-        states = ConvNormRelu(features, 3, self.spec, name="stem")(inputs)
+        states = checkpoint_name(ConvNormRelu(features, 3, self.spec, name="stem")(inputs), BLOCK)
         for stage in range(3):
             if stage > 0:
                 states = halving_max_pool(states)
@@ -287,4 +313,5 @@ class Nasbench101Network(nn.Module):
                 name = f"cell_{stage}_{index}"
                 cell = self.spec.of_cell(_Nasbench101Cell)
                 states = cell(self.genotype, features, self.spec, name=name)(states)
+                states = checkpoint_name(states, BLOCK)
         return Head(self.num_classes, self.spec, name="head")(states)

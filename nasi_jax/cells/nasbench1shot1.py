@@ -11,6 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 
 from nasi_jax.cells.choice import indicator, random_alpha, selected
 from nasi_jax.cells.genotype import evaluation_network
@@ -29,7 +30,7 @@ from nasi_jax.cells.nasbench101 import (
     Vertex,
     vertex_op,
 )
-from nasi_jax.types import Alpha, Choice, NetworkSpec
+from nasi_jax.types import BLOCK, Alpha, Choice, NetworkSpec
 
 NUM_PARENTS = {1: (1, 2, 2, 2, 2), 2: (1, 1, 2, 2, 3), 3: (1, 1, 1, 2, 2, 2)}
 """For each space how many vertices each intermediate vertex reads, and last the output."""
@@ -352,7 +353,8 @@ class OneShotNetwork(nn.Module):
     @nn.compact
     def __call__(self, inputs: jax.Array, weights: Alpha | None = None) -> jax.Array:
         """Maps `[B, H, W, C]` to logits; `weights` as alpha for the supernet, else absent."""
-        states = ConvNormRelu(self.init_channels, 3, self.spec, name="stem")(inputs)
+        stem = ConvNormRelu(self.init_channels, 3, self.spec, name="stem")
+        states = checkpoint_name(stem(inputs), BLOCK)
         features = self.init_channels
         for stage in range(3):
             if stage > 0:
@@ -369,5 +371,6 @@ class OneShotNetwork(nn.Module):
                     genotype = cast(Nasbench101Genotype, self.genotype)
                     cell = self.spec.of_cell(_Cell)(genotype, features, self.spec, name=name)
                     states = cell(states)
+                states = checkpoint_name(states, BLOCK)
         states = ReluConvNorm(features, 1, self.spec, name="last")(states)
         return Head(self.num_classes, self.spec, name="head")(states)

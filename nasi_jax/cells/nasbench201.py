@@ -7,14 +7,16 @@ import itertools
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 
 from nasi_jax.cells.choice import indicator, random_alpha, selected
-from nasi_jax.cells.genotype import check_op, shown, stripped_text
+from nasi_jax.cells.genotype import check_op, on_path, shown, stripped_text
 from nasi_jax.cells.layers.mixed import Scope, add_mixed_edges, unstacked
 from nasi_jax.cells.layers.ops import (
     Conv,
@@ -24,7 +26,7 @@ from nasi_jax.cells.layers.ops import (
     avg_pool,
     halving_avg_pool,
 )
-from nasi_jax.types import Alpha, CellEdge, CellGraph, CellNode, Choice, NetworkSpec, Sizes
+from nasi_jax.types import BLOCK, Alpha, CellEdge, CellGraph, CellNode, Choice, NetworkSpec, Sizes
 
 EDGES = tuple((source, node) for node in range(1, 4) for source in range(node))
 """`(node read, node)` in the order of `arch_str` and of alpha's rows."""
@@ -51,12 +53,14 @@ class Nasbench201Genotype:
     text_form: ClassVar[str] = "|op~0|+|op~0|op~1|+... for NAS-Bench-201"
     sizes: ClassVar[Sizes] = Sizes(init_channels=16, num_cells=5)
     options: ClassVar[tuple[str, ...]] = ()
+    benchmark: ClassVar[str] = "NAS-Bench-201"
+    known: ClassVar[tuple[str, ...]] = NASBENCH201_OPS
 
     def __post_init__(self) -> None:
         if not isinstance(self.ops, list | tuple) or len(self.ops) != 6:
-            raise ValueError("a NAS-Bench-201 cell takes a list of 6 ops")
-        where = "a NAS-Bench-201 genotype"
-        checked = tuple(check_op(op, NASBENCH201_OPS, where) for op in self.ops)
+            raise ValueError(f"a {self.benchmark} cell takes a list of 6 ops")
+        where = f"a {self.benchmark} genotype"
+        checked = tuple(check_op(op, self.known, where) for op in self.ops)
         object.__setattr__(self, "ops", checked)
 
     def to_text(self) -> str:
@@ -106,24 +110,46 @@ class Nasbench201Genotype:
             )
         return cls(ops=match.groups())
 
-    def evaluated(self) -> Nasbench201Genotype:
+    def evaluated(self) -> Self:
         """The cell itself: the benchmark trained it with all that leads nowhere in it."""
         return self
+
+    def canonical(self) -> Self:
+        """The first cell that computes the same function, in the order of `Nasbench201.genotypes`.
+
+        Edges on no path from input to output are `none`, which leaves 9,445 cells of 15,625. Those
+        that a renaming of convolutions makes equal functions are one, which leaves 5,044. The
+        form of a cell without `none` is without it too; a `skip_connect` may be new in it.
+        """
+        cell = self.graphs()[0]
+        live = tuple(edge.op if edge.role == "op" else "none" for edge in cell.edges)
+        return type(self)(_first_cells()[function_of(live)])
 
     def record(self) -> dict[str, Any]:
         """No further entries."""
         return {}
 
     def graphs(self) -> tuple[CellGraph, ...]:
-        """The cell; edges with `none` are not used."""
-        nodes = (CellNode("0", "input"), CellNode("1"), CellNode("2"), CellNode("3", "output"))
-        edges = (
-            CellEdge(source, node, "", f"{source}->{node}", "unused")
-            if op == "none"
-            else CellEdge(source, node, op, f"{source}->{node}")
+        """The cell; what is on no path from input to output is not used."""
+        matrix = np.zeros((4, 4), int)
+        for edge, op in zip(EDGES, self.ops, strict=True):
+            matrix[edge] = op != "none"
+        used = on_path(matrix)
+        roles: dict[int, Any] = {0: "input", 3: "output"}
+        nodes = tuple(
+            CellNode(str(node), roles.get(node, "node"), used=bool(used[node])) for node in range(4)
+        )
+        edges = tuple(
+            CellEdge(
+                source,
+                node,
+                "" if op == "none" else op,
+                f"{source}->{node}",
+                "op" if matrix[source, node] and used[source] and used[node] else "unused",
+            )
             for (source, node), op in zip(EDGES, self.ops, strict=True)
         )
-        return (CellGraph("", nodes, tuple(edges)),)
+        return (CellGraph("", nodes, edges),)
 
     def network(
         self,
@@ -136,6 +162,53 @@ class Nasbench201Genotype:
         """The network that the benchmark trained, with scale and shift in its normalization."""
         layers = LayerSpec.of(spec, affine=True)
         return Nasbench201Network(num_classes, init_channels, num_cells, layers, genotype=self)
+
+
+def function_of(ops: Sequence[str]) -> tuple[Any, ...]:
+    """What a cell computes, up to the names of its nodes and convolutions.
+
+    Every convolution has parameters of its own, so that a sum of two isn't one of them twice. It
+    reads a sum of terms `(layer, pools)`, where a layer is the input or a convolution: a skip
+    passes on the terms that it reads, and an average pool, which is linear, pools each of them.
+    """
+    layers: list[tuple[str, list[tuple[int, int]]]] = [("input", [])]
+    sums: list[list[tuple[int, int]]] = [[(0, 0)], [], [], []]
+    for (source, node), op in zip(EDGES, ops, strict=True):
+        if op == "skip_connect":
+            sums[node] += sums[source]
+        elif op == "avg_pool_3x3":
+            sums[node] += [(layer, pools + 1) for layer, pools in sums[source]]
+        elif op != "none":
+            sums[node].append((len(layers), 0))
+            layers.append((op, sums[source]))
+    layers.append(("output", sums[-1]))
+
+    def op_of(layer: int) -> str:
+        return layers[layer][0]
+
+    alike = itertools.groupby(sorted(range(len(layers)), key=op_of), op_of)
+    functions = []
+    for orders in itertools.product(*(itertools.permutations(group) for _, group in alike)):
+        names = {layer: name for name, layer in enumerate(itertools.chain(*orders))}
+        reads = (
+            sorted((names[read], pools) for read, pools in layers[layer][1]) for layer in names
+        )
+        functions.append(
+            tuple((op_of(layer), *read) for layer, read in zip(names, reads, strict=True))
+        )
+    return min(functions)
+
+
+@functools.cache
+def _first_cells() -> dict[tuple[Any, ...], tuple[str, ...]]:
+    """For each function the operations of the first cell that computes it.
+
+    A convolution on no path is in the function too, so that this is for cells without any.
+    """
+    first: dict[tuple[Any, ...], tuple[str, ...]] = {}
+    for ops in itertools.product(NASBENCH201_OPS, repeat=len(EDGES)):
+        first.setdefault(function_of(ops), ops)
+    return first
 
 
 _SETTINGS = {
@@ -197,9 +270,7 @@ class Nasbench201:
 
     def discretize(self, alpha: Alpha) -> Nasbench201Genotype:
         """The best operation of each edge."""
-        return Nasbench201Genotype(
-            tuple(self.ops[selected(choice)[0]] for choice in self.choices(alpha))
-        )
+        return self.genotype(tuple(self.ops[selected(choice)[0]] for choice in self.choices(alpha)))
 
     def one_hot(self, genotype: Nasbench201Genotype) -> Alpha:
         """Weight 1 for each edge's operation."""
@@ -213,7 +284,7 @@ class Nasbench201:
     def genotypes(self) -> Iterator[Nasbench201Genotype]:
         """Every cell: 15,625 of them with the five operations."""
         for ops in itertools.product(self.ops, repeat=len(EDGES)):
-            yield Nasbench201Genotype(ops)
+            yield self.genotype(ops)
 
     def supernet(
         self,
@@ -224,9 +295,7 @@ class Nasbench201:
     ) -> nn.Module:
         """The one-shot network: `(inputs, weights) -> logits [B, num_classes]`."""
         layers = LayerSpec.of(spec, affine=False)
-        return Nasbench201Network(
-            num_classes, self.init_channels, self.num_cells, layers, ops=self.ops, one_hot=one_hot
-        )
+        return self._network(num_classes, layers, ops=self.ops, one_hot=one_hot)
 
     def network(
         self,
@@ -247,16 +316,18 @@ class Nasbench201:
                 num_classes, spec, init_channels=self.init_channels, num_cells=self.num_cells
             )
         layers = LayerSpec.of(spec, affine=False)
-        return Nasbench201Network(
-            num_classes, self.init_channels, self.num_cells, layers, genotype=genotype
-        )
+        return self._network(num_classes, layers, genotype=genotype)
+
+    def _network(self, num_classes: int, spec: LayerSpec, **kind: Any) -> nn.Module:
+        """The supernet, or the network of a genotype."""
+        return Nasbench201Network(num_classes, self.init_channels, self.num_cells, spec, **kind)
 
     def inherit(self, variables: Any) -> Any:
         """The supernet's variables under the names of the `search` form of a network.
 
         The supernet keeps the edges of a cell stacked; here each edge has its own entry.
         """
-        names = {"edges": [_edge_name(source, node) for source, node in EDGES]}
+        names = {"edges": [edge_name(source, node) for source, node in EDGES]}
         return {
             collection: {
                 layer: unstacked(values, names, axis=1) if layer.startswith("stage_") else values
@@ -266,7 +337,17 @@ class Nasbench201:
         }
 
 
-def _apply_op(name: str, inputs: jax.Array, *, spec: LayerSpec) -> jax.Array:
+def apply_op(name: str, inputs: jax.Array, *, spec: LayerSpec) -> jax.Array:
+    """Applies the operation of that name, inside a compact method of a module.
+
+    Args:
+      name: one of `NASBENCH201_OPS` other than `none`.
+      inputs: `[B, H, W, C]`.
+      spec: how the layers are built.
+
+    Returns:
+      `[B, H, W, C]`.
+    """
     if name == "skip_connect":
         return inputs
     if name == "avg_pool_3x3":
@@ -274,11 +355,12 @@ def _apply_op(name: str, inputs: jax.Array, *, spec: LayerSpec) -> jax.Array:
     return ReluConvNorm(inputs.shape[-1], int(name[-1]), spec, name=name)(inputs)
 
 
-def _edge_name(source: int, node: int) -> str:
+def edge_name(source: int, node: int) -> str:
+    """The name of an edge's layers."""
     return f"edge_{source}_{node}"
 
 
-class _Supercell(nn.Module):
+class Supercell(nn.Module):
     """A cell with every operation on every edge: one step of a scan over the cells."""
 
     ops: tuple[str, ...]
@@ -287,10 +369,11 @@ class _Supercell(nn.Module):
 
     @nn.compact
     def __call__(self, inputs: jax.Array, weights: jax.Array) -> tuple[jax.Array, None]:
+        """Maps `[B, H, W, C]` to the same shape; `weights` is `[6, O]`."""
         states = jnp.concatenate([inputs[None], jnp.zeros((3, *inputs.shape), inputs.dtype)])
 
         def apply_ops(ops: Sequence[str], inputs: jax.Array) -> Iterator[jax.Array]:
-            return (_apply_op(op, inputs, spec=self.spec) for op in ops)
+            return (apply_op(op, inputs, spec=self.spec) for op in ops)
 
         states = add_mixed_edges(
             states,
@@ -302,10 +385,10 @@ class _Supercell(nn.Module):
             one_hot=self.one_hot,
             together=apply_ops if self.spec.together else None,
         )
-        return states[-1], None
+        return checkpoint_name(states[-1], BLOCK), None
 
 
-class _Cell(nn.Module):
+class Cell(nn.Module):
     """A cell of one genotype: one step of a scan over the cells."""
 
     genotype: Nasbench201Genotype
@@ -313,12 +396,13 @@ class _Cell(nn.Module):
 
     @nn.compact
     def __call__(self, inputs: jax.Array, weights: None) -> tuple[jax.Array, None]:
+        """Maps `[B, H, W, C]` to the same shape."""
         states = [inputs, *[jnp.zeros_like(inputs)] * 3]
         for (source, node), op in zip(EDGES, self.genotype.ops, strict=True):
             if op != "none":
-                layers = functools.partial(_apply_op, op, spec=self.spec)
-                states[node] += Scope(layers, name=_edge_name(source, node))(states[source])
-        return states[-1], None
+                layers = functools.partial(apply_op, op, spec=self.spec)
+                states[node] += Scope(layers, name=edge_name(source, node))(states[source])
+        return checkpoint_name(states[-1], BLOCK), None
 
 
 class _Reduction(nn.Module):
@@ -332,7 +416,7 @@ class _Reduction(nn.Module):
         outputs = ReluConvNorm(self.features, 3, self.spec, stride=2, name="first")(inputs)
         outputs = ReluConvNorm(self.features, 3, self.spec, name="second")(outputs)
         shortcut = Conv(self.features, 1, self.spec, name="shortcut")
-        return outputs + shortcut(halving_avg_pool(inputs))
+        return checkpoint_name(outputs + shortcut(halving_avg_pool(inputs)), BLOCK)
 
 
 class Nasbench201Network(nn.Module):
@@ -355,8 +439,9 @@ class Nasbench201Network(nn.Module):
         states = self.spec.normalize("stem_norm")(
             Conv(self.init_channels, 3, self.spec, name="stem")(inputs)
         )
+        states = checkpoint_name(states, BLOCK)
         edge_weights = None if weights is None else weights["cell"]
-        cell = _Cell if self.genotype else functools.partial(_Supercell, one_hot=self.one_hot)
+        cell = Cell if self.genotype else functools.partial(Supercell, one_hot=self.one_hot)
         stage_of_cells: Any = nn.scan(
             self.spec.of_cell(cell),
             variable_axes={"params": 0, "batch_stats": 0},

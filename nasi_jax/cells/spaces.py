@@ -12,6 +12,7 @@ from nasi_jax.cells.darts import Darts
 from nasi_jax.cells.genotype import check_sizes, shown, stripped_text
 from nasi_jax.cells.nasbench1shot1 import Nasbench1Shot1
 from nasi_jax.cells.nasbench201 import Nasbench201
+from nasi_jax.cells.transnas101 import Transnas101
 from nasi_jax.types import Genotype, SearchSpace
 
 SEARCH_SPACES: dict[str, SearchSpace] = {
@@ -20,6 +21,7 @@ SEARCH_SPACES: dict[str, SearchSpace] = {
     "nasbench1shot1-1": Nasbench1Shot1(1),
     "nasbench1shot1-2": Nasbench1Shot1(2),
     "nasbench1shot1-3": Nasbench1Shot1(3),
+    "transnas101": Transnas101(),
 }
 """The search spaces by name, at their default size."""
 

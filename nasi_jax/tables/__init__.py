@@ -1,4 +1,4 @@
-"""Accuracy tables of NAS-Bench-201 and NAS-Bench-101: one interface over the files they come in.
+"""Accuracy tables of benchmarks: one interface over the files they come in.
 
 Accuracies are percentages in every table, whatever the file's unit. Nothing in a file is
 executed.
@@ -23,8 +23,9 @@ def load(path: str | os.PathLike[str], *, on_progress: OnProgress = lambda progr
 
     What a file is, is told from its content:
       a csv or csv.gz file, as `write_csv` writes it: `arch_str` and any columns of numbers for
-      NAS-Bench-201; `hash`, `adjacency` (row-major bits), `ops` and any columns of numbers for
-      NAS-Bench-101, whose accuracies (`val_108`, ...) are fractions in the file;
+      NAS-Bench-201 and TransNAS-Bench-101; `hash`, `adjacency` (row-major bits), `ops` and any
+      columns of numbers for NAS-Bench-101, whose accuracies (`val_108`, ...) are fractions in the
+      file;
       `NATS-tss-v1_0-*-simple.tar` or the directory in it: read one cell at a time, in some
       minutes;
       `NAS-Bench-201-v1_*.pth`, or the one file `NATS-tss-v1_0-*.pickle.pbz2`: a single pickle,

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from nasi_jax.storage.files import at, csv_text, write_bytes
-from nasi_jax.tables.table import ACCEPTED, Table, checked, is_fraction
+from nasi_jax.tables.table import ACCEPTED, Table, benchmark_of, checked, is_fraction
 
 
 def read(path: Path) -> Table:
@@ -27,9 +27,9 @@ def read(path: Path) -> Table:
         reader = csv.reader(io.StringIO(text, newline=""), strict=True)
         header = next(reader, [])
         if "arch_str" in header:
-            benchmark, no_numbers = "nasbench201", {"arch_str"}
+            no_numbers = {"arch_str"}
         elif {"hash", "adjacency", "ops"} <= set(header):
-            benchmark, no_numbers = "nasbench101", {"hash", "adjacency", "ops", "vertices"}
+            no_numbers = {"hash", "adjacency", "ops", "vertices"}
         else:
             got = ",".join(header)[:60]
             raise ValueError(f"begins with {got!r}, which is none of {ACCEPTED}")
@@ -44,17 +44,18 @@ def read(path: Path) -> Table:
                 )
             rows.append(row)
         texts = {name: [row[place] for row in rows] for place, name in enumerate(header)}
+        if "arch_str" in header:
+            cells = [*map(str.strip, texts["arch_str"])]
+            benchmark, hashes = benchmark_of(next(iter(cells), "")), None
+        else:
+            cells = [*map(" ".join, zip(texts["adjacency"], texts["ops"], strict=True))]
+            benchmark, hashes = "nasbench101", texts["hash"]
         values = {
             name: _numbers(name, texts[name], is_fraction(benchmark, name))
             for name in texts
             if name not in no_numbers
         }
-        if benchmark == "nasbench201":
-            cells, hashes = map(str.strip, texts["arch_str"]), None
-        else:
-            cells = map(" ".join, zip(texts["adjacency"], texts["ops"], strict=True))
-            hashes = texts["hash"]
-        return checked(benchmark, list(cells), values, hashes, "line", first=2)
+        return checked(benchmark, cells, values, hashes, "line", first=2)
 
 
 def _numbers(name: str, texts: Sequence[str], fraction: bool) -> np.ndarray:
@@ -91,11 +92,15 @@ def write_csv(table: Table, path: str | os.PathLike[str]) -> None:
     name = Path(path).name
     if not name.endswith((".csv", ".csv.gz")):
         raise ValueError(f"path must end in .csv or .csv.gz, got {path}")
-    if table.benchmark == "nasbench201":
-        columns: dict[str, Iterable[str]] = {"arch_str": table.cells}
-    else:
+    if table.benchmark == "nasbench101":
         bits, ops = zip(*(cell.split(" ") for cell in table.cells), strict=True)
-        columns = {"hash": table.hashes, "adjacency": bits, "ops": ops}
+        columns: dict[str, Iterable[str]] = {
+            "hash": table.hashes,
+            "adjacency": bits,
+            "ops": ops,
+        }
+    else:
+        columns = {"arch_str": table.cells}
     for column, numbers in table.values.items():
         write = _fraction if is_fraction(table.benchmark, column) else repr
         columns[column] = [

@@ -10,19 +10,19 @@ from typing import NamedTuple
 
 import numpy as np
 
-from nasi_jax.cells import Nasbench101Genotype, Nasbench201Genotype
+from nasi_jax.cells import Nasbench101Genotype, Nasbench201Genotype, Transnas101Genotype
 from nasi_jax.storage.files import at
 from nasi_jax.types import Genotype
 
 ACCEPTED = (
-    "a compact csv or csv.gz with the column arch_str (NAS-Bench-201) or the columns hash, "
-    "adjacency and ops (NAS-Bench-101), NATS-tss-v1_0-*-simple.tar or its directory, "
+    "a compact csv or csv.gz with the column arch_str (NAS-Bench-201, TransNAS-Bench-101) or the "
+    "columns hash, adjacency and ops (NAS-Bench-101), NATS-tss-v1_0-*-simple.tar or its directory, "
     "NAS-Bench-201-v1_*.pth, NATS-tss-v1_0-*.pickle.pbz2, nasbench_*.tfrecord"
 )
 """The files that `load` reads, in words."""
 
 _KINDS: dict[str, type[Genotype]] = {
-    kind.family: kind for kind in (Nasbench101Genotype, Nasbench201Genotype)
+    kind.family: kind for kind in (Nasbench101Genotype, Nasbench201Genotype, Transnas101Genotype)
 }
 _ACCURACY = re.compile(r"(?:^|_)(?:val|test)_\d+$")
 
@@ -36,9 +36,10 @@ class Table:
     NAS-Bench-1Shot1 are found too.
 
     Attributes:
-      benchmark: `nasbench201` or `nasbench101`, the text format of the genotypes.
+      benchmark: `nasbench201`, `nasbench101` or `transnas101`, the family of the genotypes.
       values: the numbers `[N]` of every column, NaN where there is none.
-      cells: the cells as text: the `arch_str`, or the adjacency bits, a space, and the ops.
+      cells: the cells as text: their text form, or of NAS-Bench-101 the adjacency bits, a space,
+        and the ops.
       hashes: the `module_hash` of every NAS-Bench-101 cell, as the file has it.
     """
 
@@ -111,7 +112,7 @@ class Table:
         Raises:
           ValueError: if the genotype isn't one of this benchmark.
         """
-        if not isinstance(genotype, _KINDS[self.benchmark]):
+        if genotype.family != self.benchmark:
             raise ValueError(
                 f"the table holds {self.benchmark} genotypes, got a {type(genotype).__name__}"
             )
@@ -150,8 +151,8 @@ def _text(genotype: Genotype) -> str:
 
 
 def _genotype(benchmark: str, cell: str) -> Genotype:
-    if benchmark == "nasbench201":
-        return Nasbench201Genotype.from_text(cell)
+    if benchmark != "nasbench101":
+        return _KINDS[benchmark].from_text(cell)
     bits, _, text = cell.partition(" ")
     ops = text.split(",")
     size = len(ops)
@@ -160,6 +161,12 @@ def _genotype(benchmark: str, cell: str) -> Genotype:
     entries = [int(bit) for bit in bits]
     matrix = [entries[start : start + size] for start in range(0, size**2, size)]
     return Nasbench101Genotype(matrix=matrix, ops=ops)  # type: ignore[arg-type]
+
+
+def benchmark_of(cell: str) -> str:
+    """The benchmark in whose text form a cell is written; NAS-Bench-201 if it is in none."""
+    known = (name for name, kind in _KINDS.items() if cell.startswith(kind.prefix))
+    return next(known, "nasbench201")
 
 
 def is_fraction(benchmark: str, column: str) -> bool:

@@ -2,6 +2,7 @@
 
 import csv
 import gzip
+import itertools
 import json
 import os
 import random
@@ -10,15 +11,19 @@ import warnings
 from itertools import chain
 from pathlib import Path
 
+import jax
+import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from nasi_jax.cells.darts import DARTS_OPS, DartsGenotype
-from nasi_jax.cells.genotype import genotype_to_dict
+from nasi_jax.cells.genotype import genotype_to_dict, is_live
+from nasi_jax.cells.nasbench1shot1 import Nasbench1Shot1
 from nasi_jax.cells.nasbench101 import NASBENCH101_OPS, Nasbench101Genotype
-from nasi_jax.cells.nasbench201 import NASBENCH201_OPS, Nasbench201Genotype
+from nasi_jax.cells.nasbench201 import NASBENCH201_OPS, Nasbench201, Nasbench201Genotype
 from nasi_jax.cells.spaces import families, genotype_from_dict, parse_genotype
+from nasi_jax.cells.transnas101 import TRANSNAS101_OPS, Transnas101, Transnas101Genotype
 
 DATA = Path(os.environ.get("NASI_DATA", Path(__file__).parents[3] / "shared" / "data"))
 
@@ -47,12 +52,14 @@ SPEC = (
     "ModelSpec(matrix=[[0, 1, 1, 0], [0, 0, 0, 1], [0, 0, 0, 1], [0, 0, 0, 0]], "
     "ops=['input', 'conv3x3-bn-relu', 'maxpool3x3', 'output'])"
 )
-VALID = (DARTS_V2, ARCH, SPEC)
+MICRO = "64-41414-1_23_012"
+VALID = (DARTS_V2, ARCH, SPEC, MICRO)
 VALID_JSON = tuple(json.dumps(genotype_to_dict(parse_genotype(text))) for text in VALID)
 
 NO_DARTS = "not a genotype of the form Genotype(normal=..., normal_concat=..., reduce=..., "
 NO_SPEC = "not a genotype of the form ModelSpec(matrix=..., ops=...): "
 NO_ARCH = "not a NAS-Bench-201 arch_str: "
+NO_MICRO = "not a TransNAS-Bench-101 micro cell: "
 NO_FORMAT = "a genotype in JSON is an object whose 'format' is one of: darts, "
 ONLY_RANGE = "the only call inside a genotype is range(first, last + 1)"
 ONLY_LITERALS = "a genotype takes nothing but literals"
@@ -125,7 +132,12 @@ DARTS_GENOTYPES = st.builds(DartsGenotype, normal=darts_cells(), reduce=darts_ce
 NASBENCH201_GENOTYPES = st.builds(
     Nasbench201Genotype, ops=st.lists(st.sampled_from(NASBENCH201_OPS), min_size=6, max_size=6)
 )
-GENOTYPES = st.one_of(DARTS_GENOTYPES, NASBENCH201_GENOTYPES, nasbench101_genotypes())
+TRANSNAS101_GENOTYPES = st.builds(
+    Transnas101Genotype, ops=st.lists(st.sampled_from(TRANSNAS101_OPS), min_size=6, max_size=6)
+)
+GENOTYPES = st.one_of(
+    DARTS_GENOTYPES, NASBENCH201_GENOTYPES, nasbench101_genotypes(), TRANSNAS101_GENOTYPES
+)
 
 
 # Round trips
@@ -172,6 +184,14 @@ def test_text_forms():
     assert re.findall(r"\w+_concat=([^a-z]*range\([^)]*\))", published) == [concat, concat]
     assert parse_genotype(ARCH).to_text() == ARCH
     assert parse_genotype(SPEC).to_text() == SPEC
+    assert parse_genotype(MICRO).ops == (
+        "skip_connect",
+        "nor_conv_1x1",
+        "nor_conv_3x3",
+        "none",
+        "skip_connect",
+        "nor_conv_1x1",
+    )
     assert parse_genotype(ARCH).ops == (
         "avg_pool_3x3",
         "nor_conv_1x1",
@@ -262,6 +282,214 @@ def test_isomorphism_key():
     assert key(zero) != key(Nasbench201Genotype(ops=(none, none, none, one, three, skip)))
 
 
+# Dead operations
+
+
+def test_live_cells_of_nasbench201():
+    """By a walk from the input and one from the output; 9,445 as VKDNW has them."""
+    num_live = 0
+    for cell in Nasbench201().genotypes():
+        ends = [(0, 1), (0, 2), (1, 2), (0, 3), (1, 3), (2, 3)]
+        edges = [ends for ends, op in zip(ends, cell.ops, strict=True) if op != "none"]
+        reached, useful = {0}, {3}
+        for source, node in sorted(edges):
+            reached |= {node} if source in reached else set()
+        for source, node in sorted(edges, reverse=True):
+            useful |= {source} if node in useful else set()
+        (graph,) = cell.graphs()
+        used = {node for node in range(4) if graph.nodes[node].used}
+        assert used == reached & useful
+        live = [edge for edge in edges if used.issuperset(edge)]
+        assert live == [edge[:2] for edge in graph.edges if edge.role == "op"]
+        assert is_live(cell) is (live == edges)
+        num_live += is_live(cell)
+    assert num_live == 9_445
+
+
+def test_live_cells_of_nasbench101_are_the_pruned():
+    # Vertex 2 leads nowhere; vertex 3 has no edge at all.
+    for dead in ([0, 1, 1, 0], [0, 1, 0, 0]):
+        matrix = [[*dead, 0], [0, 0, 0, 0, 1], *[[0] * 5] * 3]
+        cell = Nasbench101Genotype(matrix, ["input", *["conv3x3-bn-relu"] * 3, "output"])
+        assert not is_live(cell)
+        assert is_live(cell.prune())
+
+
+# Canonical forms
+
+
+@pytest.fixture(scope="module")
+def canonical201():
+    """The canonical form of every cell of NAS-Bench-201, in their order."""
+    return {cell: cell.canonical() for cell in Nasbench201().genotypes()}
+
+
+def live(cell):
+    """The cell with `none` on the edges that are on no path of others from input to output."""
+    a, b, c, d, e, f = (op != "none" for op in cell.ops)
+    used = (a and (e or (c and f)), b and f, a and c and f, d, a and e, (b or (a and c)) and f)
+    return Nasbench201Genotype(
+        [op if keep else "none" for op, keep in zip(cell.ops, used, strict=True)]
+    )
+
+
+def test_what_is_on_no_path_is_not_in_a_canonical_cell(canonical201):
+    assert len(set(map(live, canonical201))) == 9_445
+    assert all(canonical201[live(cell)] == form for cell, form in canonical201.items())
+    assert all(live(form) == form for form in canonical201.values())
+    no_path = Nasbench201Genotype(["nor_conv_3x3", *["none"] * 3, *["none", "avg_pool_3x3"]])
+    assert set(canonical201[no_path].ops) == {"none"}
+    assert not any(
+        "none" in form.ops for cell, form in canonical201.items() if "none" not in cell.ops
+    )
+
+
+def test_a_canonical_cell_is_the_first_of_its_class(canonical201):
+    first = {}
+    for cell, form in canonical201.items():
+        assert first.setdefault(form, cell) == form
+    assert len(first) == 5_044
+
+
+def functions_of(known, *, halving=False):
+    """A number for what each cell of the operations computes, equal for equal functions.
+
+    It is the rank of the least output over all ways to give its edges the parameters there are.
+    Cells that compute the same function up to a renaming of parameters have the same outputs, and
+    others differ, with random parameters. A convolution is a random matrix and a function of its
+    own, as is a skip from the input in a cell that halves it; a pool is one matrix everywhere,
+    without a parameter.
+    """
+    rng = np.random.default_rng(0)
+    inputs, pool, last = rng.normal(size=3), rng.normal(size=(3, 3)) / 2, rng.normal(size=3)
+    matrices = rng.normal(size=(6, 3, 3))[list(itertools.permutations(range(6)))]
+
+    def applied(op, edge, read):
+        if op == "skip_connect" and halving and edge in (0, 1, 3):
+            return np.cos(np.einsum("pij,pj->pi", matrices[:, edge], read))
+        products = {
+            "none": lambda: np.zeros_like(read),
+            "skip_connect": lambda: read,
+            "nor_conv_1x1": lambda: np.tanh(np.einsum("pij,pj->pi", matrices[:, edge], read)),
+            "nor_conv_3x3": lambda: np.sin(np.einsum("pij,pj->pi", matrices[:, edge], read)),
+            "avg_pool_3x3": lambda: read @ pool,
+        }
+        return products[op]()
+
+    nodes = [np.tile(inputs, (len(matrices), 1)), None, None]
+    outputs = []
+    for a, b, c in itertools.product(known, repeat=3):
+        nodes[1] = applied(a, 0, nodes[0])
+        nodes[2] = applied(b, 1, nodes[0]) + applied(c, 2, nodes[1])
+        parts = [
+            [applied(op, edge, node) @ last for op in known] for edge, node in enumerate(nodes, 3)
+        ]
+        outputs += [(x + y + z).min() for x, y, z in itertools.product(*parts)]
+    order = np.argsort(outputs)
+    gaps = np.diff(np.array(outputs)[order])
+    assert not np.any((gaps > 1e-13) & (gaps < 1e-11))  # between rounding and a difference
+    functions = np.empty(len(order), int)
+    functions[order] = np.cumsum([0, *(gaps > 1e-12)])
+    return functions.tolist()
+
+
+def test_cells_of_nasbench201_are_equal_functions_if_their_canonical_forms_are(canonical201):
+    functions = functions_of(NASBENCH201_OPS)
+    pairs = set(zip(functions, canonical201.values(), strict=True))
+    assert len(pairs) == len(set(functions)) == len(set(canonical201.values()))
+
+
+def test_canonical_cells_of_transnas101():
+    """As those of NAS-Bench-201, but a skip from the input is a layer where it is halved."""
+    cells = [*Transnas101().genotypes()]
+    forms = [cell.canonical() for cell in cells]
+    first = {}
+    for cell, form in zip(cells, forms, strict=True):
+        assert first.setdefault(form, cell) == form
+    functions = functions_of(TRANSNAS101_OPS, halving=True)
+    pairs = set(zip(functions, forms, strict=True))
+    assert len(pairs) == len(set(functions)) == len(first) == 1_376
+    assert sum(map(is_live, cells)) == 2_128 and all(map(is_live, first))
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "equal"),
+    [
+        # Two convolutions of the input are not one of them twice.
+        ("conv conv none none skip skip", "conv none skip none skip skip", False),
+        ("conv conv none none skip skip", "conv none none conv skip none", True),
+        # Two pools of the input are one twice, and the pool of a sum is the sum of pools.
+        ("pool pool none none skip skip", "pool none skip none skip skip", True),
+        ("conv skip skip none none pool", "conv none none pool pool none", True),
+        # Nodes and places in a chain are names.
+        ("conv none none none pool none", "none pool none none none conv", False),
+        ("conv none none none pool none", "none conv none none none pool", True),
+        ("conv none skip none none pool", "skip none conv none none pool", True),
+    ],
+)
+def test_canonical_forms_of_nasbench201(one, other, equal):
+    ops = {"none": "none", "skip": "skip_connect", "conv": "nor_conv_3x3", "pool": "avg_pool_3x3"}
+    cells = [Nasbench201Genotype([ops[op] for op in each.split()]) for each in (one, other)]
+    assert (cells[0].canonical() == cells[1].canonical()) is equal
+
+
+def test_the_key_of_the_benchmark_does_not_tell_two_convolutions_from_one_twice():
+    conv, skip = "nor_conv_3x3", "skip_connect"
+    two = Nasbench201Genotype([conv, conv, "none", "none", skip, skip])
+    one_twice = Nasbench201Genotype([conv, "none", skip, "none", skip, skip])
+    assert two.isomorphism_key() == one_twice.isomorphism_key()
+    assert two.canonical() != one_twice.canonical()
+
+
+@settings(max_examples=200, deadline=None)
+@given(DARTS_GENOTYPES, st.data())
+def test_a_canonical_darts_genotype_ignores_the_numbers_of_nodes(genotype, data):
+    cells = []
+    for edges in (genotype.normal, genotype.reduce):
+        reads = {node: edges[2 * node - 4 : 2 * node - 2] for node in range(2, 6)}
+        number = {0: 0, 1: 1}
+        renumbered = []
+        while len(number) < 6:
+            free = [
+                node
+                for node in reads.keys() - number.keys()
+                if all(edge.node in number for edge in reads[node])
+            ]
+            node = data.draw(st.sampled_from(sorted(free)))
+            renumbered += [(edge.op, number[edge.node]) for edge in reads[node]]
+            number[node] = len(number)
+        cells.append(renumbered)
+    form = genotype.canonical()
+    assert DartsGenotype(*cells).canonical() == form == form.canonical()
+    assert sorted(edge.op for edge in form.normal) == sorted(edge.op for edge in genotype.normal)
+    assert DartsGenotype(genotype.reduce, genotype.normal).canonical() == DartsGenotype(
+        form.reduce, form.normal
+    )
+
+
+def test_canonical_darts_genotypes_differ_in_what_nodes_read():
+    genotype = parse_genotype(DARTS_V2)
+    other = list(genotype.normal)
+    other[0], other[1] = ("sep_conv_3x3", 0), ("sep_conv_5x5", 1)
+    swapped_inputs = list(other)
+    swapped_inputs[0], swapped_inputs[1] = ("sep_conv_5x5", 0), ("sep_conv_3x3", 1)
+    cells = (genotype.normal, other, swapped_inputs)
+    assert len({DartsGenotype(cell, genotype.reduce).canonical() for cell in cells}) == 3
+
+
+@pytest.mark.parametrize("space", [1, 2, 3])
+def test_canonical_cells_of_nasbench1shot1_are_told_apart_by_their_hash(space):
+    space = Nasbench1Shot1(space)
+    forms = {}
+    for seed in range(300):
+        cell = space.sample(jax.random.key(seed))
+        form = cell.canonical()
+        assert forms.setdefault(cell.module_hash(), form) == form
+        assert form.canonical() == form == form.prune()
+        assert form.module_hash() == cell.module_hash()
+    assert len(set(forms.values())) == len(forms) < 300
+
+
 # Graphs of NAS-Bench-101
 
 
@@ -306,7 +534,7 @@ def test_hash_and_prune_ignore_a_dangling_vertex(genotype, data):
 
 @settings(max_examples=200, deadline=None)
 @given(nasbench101_genotypes(with_path=True), st.data())
-def test_hash_ignores_the_labels_of_the_vertices(genotype, data):
+def test_hash_and_canonical_form_ignore_the_labels_of_the_vertices(genotype, data):
     size = len(genotype.ops)
     order, left = [0], set(range(1, size - 1))
     while left:
@@ -319,6 +547,7 @@ def test_hash_ignores_the_labels_of_the_vertices(genotype, data):
         ops=[genotype.ops[i] for i in order],
     )
     assert relabelled.module_hash() == genotype.module_hash()
+    assert relabelled.canonical() == genotype.canonical()
 
 
 @settings(max_examples=200, deadline=None)
@@ -358,7 +587,7 @@ def test_a_cell_without_a_path_is_not_pruned(matrix):
     ops = ["input", *["maxpool3x3"] * (len(matrix) - 2), "output"]
     genotype = Nasbench101Genotype(matrix=matrix, ops=ops)
     assert parse_genotype(genotype.to_text()) == genotype
-    for method in (genotype.prune, genotype.module_hash):
+    for method in (genotype.prune, genotype.module_hash, genotype.canonical):
         with pytest.raises(ValueError, match="no path leads from the cell's input to its output"):
             method()
 
@@ -533,6 +762,32 @@ def test_malformed_darts(old, new, part):
 )
 def test_malformed_nasbench201(old, new, part):
     refused(parse_genotype, swapped(ARCH, old, new), part)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "part"),
+    [
+        ("1_23", "4_23", NO_MICRO),
+        ("1_23", "\N{ARABIC-INDIC DIGIT ONE}_23", NO_MICRO),
+        ("_012", "_01", NO_MICRO),
+        ("_012", "_0123", NO_MICRO),
+        ("_012", "_012-basic", NO_MICRO),
+        ("1_23_012", "basic", NO_MICRO),
+        ("1_23_012", "", NO_MICRO),
+        ("41414", "1234", "not a genotype: "),  # of the macro space
+        ("64-", "32-", "not a genotype: "),
+    ],
+    ids=short_id,
+)
+def test_malformed_transnas101(old, new, part):
+    refused(parse_genotype, swapped(MICRO, old, new), part)
+
+
+def test_transnas101_has_no_pool():
+    ops = ["avg_pool_3x3", *["none"] * 5]
+    part = "unknown op 'avg_pool_3x3' in a TransNAS-Bench-101 genotype; known: none, skip_connect"
+    refused(genotype_from_dict, {"format": "transnas101", "ops": ops}, part)
+    refused(genotype_from_dict, {"format": "transnas101", "ops": ops[1:]}, "takes a list of 6 ops")
 
 
 OPS = "ops=['input', 'conv3x3-bn-relu', 'maxpool3x3', 'output']"
@@ -714,7 +969,9 @@ def test_fields_that_are_no_object(fields):
 
 
 @pytest.mark.parametrize("size", [10_000, 10**6])
-@pytest.mark.parametrize("kind", ["Genotype(normal=", "ModelSpec(matrix=", "|", '{"format": '])
+@pytest.mark.parametrize(
+    "kind", ["Genotype(normal=", "ModelSpec(matrix=", "|", "64-41414-", '{"format": ']
+)
 def test_a_long_text_is_refused(kind, size):
     text = kind + "-" * size
     refused(parse_genotype, text, f"{TOO_LONG}{len(text)}")
@@ -733,6 +990,7 @@ def test_no_genotype(text):
     refused(DartsGenotype.from_text, text, NO_DARTS)
     refused(Nasbench101Genotype.from_text, text, NO_SPEC)
     refused(Nasbench201Genotype.from_text, text, NO_ARCH)
+    refused(Transnas101Genotype.from_text, text, NO_MICRO)
 
 
 @pytest.mark.parametrize("text", VALID)
@@ -828,7 +1086,9 @@ def parses_or_refuses(text):
 
 @settings(max_examples=300, deadline=None)
 @given(
-    st.sampled_from(["", "Genotype", "Genotype(", "ModelSpec(matrix=", "|", "{", '{"format":']),
+    st.sampled_from(
+        ["", "Genotype", "Genotype(", "ModelSpec(matrix=", "|", "64-41414-", "{", '{"format":']
+    ),
     st.text(ANY_CHARACTER),
 )
 def test_fuzz_any_text(start, text):

@@ -32,7 +32,9 @@ from nasi_jax.cells.darts import CELLS, DARTS_OPS, EDGES, NODES
 from nasi_jax.cells.layers import norm, ops
 from nasi_jax.cells.nasbench1shot1 import NUM_PARENTS
 from nasi_jax.cells.nasbench101 import NASBENCH101_OPS
+from nasi_jax.cells.nasbench201 import EDGES as NASBENCH201_EDGES
 from nasi_jax.cells.nasbench201 import NASBENCH201_OPS
+from nasi_jax.cells.transnas101 import TRANSNAS101_OPS
 from nasi_jax.kernels import multiply_adds
 from nasi_jax.types import NORM_MODES, Batch, DropPath, NetworkSpec
 
@@ -41,6 +43,7 @@ FEW_OPS = {
     "darts": ("max_pool_3x3", "avg_pool_3x3", "skip_connect", "sep_conv_3x3", "dil_conv_5x5"),
     "nasbench201": NASBENCH201_OPS,
     "nasbench1shot1-2": NASBENCH101_OPS,
+    "transnas101": TRANSNAS101_OPS,
 }
 """A space of each family, and an operation of each kind."""
 NUM_CLASSES = 3
@@ -229,8 +232,8 @@ def test_samples_cover_the_space_evenly(name):
             counts[kind][chosen] += 1
     if name == "darts":
         sizes = {"op": 7} | {n: math.comb(node, 2) for n, node in enumerate(NODES)}
-    elif name == "nasbench201":
-        sizes = {"op": 5}
+    elif name in ("nasbench201", "transnas101"):
+        sizes = {"op": len(space.ops)}
     else:
         read = enumerate(NUM_PARENTS[space.space], start=1)
         sizes = {"op": 3} | {vertex: math.comb(vertex, number) for vertex, number in read}
@@ -255,7 +258,10 @@ def test_supernet_with_one_hot_weights_is_the_network(name, x64):
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(name, marks=[pytest.mark.slow] if name == "darts" else []) for name in SPACES],
+    [
+        pytest.param(name, marks=[pytest.mark.slow] if name in ("darts", "transnas101") else [])
+        for name in SPACES
+    ],
 )
 def test_the_derivative_of_what_is_chosen_needs_nothing_else(name, x64):
     """Of x in one-hot weights: in those of the operations chosen, and of all inputs."""
@@ -300,14 +306,15 @@ def test_supernet_is_the_network_in_the_other_norm_modes(name, norm):
         ("darts", ("skip_connect", "dil_conv_3x3")),
         ("nasbench201", ("none", "skip_connect", "nor_conv_3x3")),
         ("nasbench1shot1-2", ("maxpool3x3", "conv1x1-bn-relu")),
+        ("transnas101", ("nor_conv_3x3", "skip_connect")),
     ],
-    ids=["darts without none", "darts 2", "nasbench201", "nasbench1shot1"],
+    ids=["darts without none", "darts 2", "nasbench201", "nasbench1shot1", "transnas101"],
 )
 def test_reduced_ops(name, ops):
     space = small(name, ops=ops)
     alpha = space.init_alpha()
     whole = SEARCH_SPACES[name].init_alpha()
-    entries = {"darts": CELLS, "nasbench201": ("cell",)}.get(name, ("ops",))
+    entries = (*CELLS, "cell", "ops")
     for entry, values in alpha.items():
         columns = len(ops) if entry in entries else whole[entry].shape[1]
         assert values.shape == (len(whole[entry]), columns)
@@ -378,7 +385,7 @@ def test_param_dtype(name, norm, x64):
             assert ("batch_stats" in variables) == (norm == "frozen")
 
 
-@pytest.mark.parametrize("name", ["darts", "nasbench201", "nasbench1shot1-2"])
+@pytest.mark.parametrize("name", FEW_OPS)
 def test_parameters_have_different_values(name):
     """Cells and edges that are stacked for a scan are not initialized alike."""
     space = small(name, num_cells=4 if name == "darts" else 2)
@@ -684,6 +691,96 @@ def test_nasbench201_has_15625_cells(data_file):
     assert len(set(reduced.genotypes())) == 2**6
 
 
+# TransNAS-Bench-101
+
+
+def test_transnas101_has_4096_cells():
+    cells = [*SEARCH_SPACES["transnas101"].genotypes()]
+    texts = [cell.to_text() for cell in cells]
+    assert len(set(texts)) == len(set(cells)) == 4_096
+    assert [*map(parse_genotype, texts)] == cells
+    assert (texts[0], texts[-1]) == ("64-41414-0_00_000", "64-41414-3_33_333")
+
+
+@pytest.mark.parametrize(
+    ("text", "params"),
+    [
+        ("0_00_000", 43_599),  # stem and head
+        ("1_23_012", 9_432_399),
+        ("1_11_111", 565_071),
+        ("2_22_222", 4_670_031),
+        ("1_02_333", 22_544_719),
+        ("3_33_333", 41_435_727),
+    ],
+)
+def test_parameters_of_transnas101_networks(text, params):
+    """As the authors' MacroNet has them for the 47 classes of scenes."""
+    network = evaluation_network(parse_genotype(f"64-41414-{text}"), 47)
+    assert count_parameters(network) == params
+
+
+def transnas101_logits(genotype, params, images, num_cells):
+    """A network without normalization, edge by edge, with PyTorch's padding."""
+
+    def conv(inputs, kernel, stride):
+        margin = [(len(kernel) // 2,) * 2] * 2
+        dimensions = ("NHWC", "HWIO", "NHWC")
+        return jax.lax.conv_general_dilated(
+            inputs, kernel, (stride, stride), margin, dimension_numbers=dimensions
+        )
+
+    def edge(op, layer, inputs, stride):
+        if op == "none":
+            return 0
+        active = jax.nn.relu(inputs)
+        if op != "skip_connect":
+            return conv(active, layer[op]["conv"]["kernel"], stride)
+        if stride == 1:
+            return inputs
+        shifted = jnp.pad(active, ((0, 0), (0, 1), (0, 1), (0, 0)))[:, 1:, 1:]
+        halves = zip(("even", "odd"), (active, shifted), strict=True)
+        return jnp.concatenate([conv(x, layer[op][h]["kernel"], 2) for h, x in halves], axis=-1)
+
+    states = conv(images, params["stem"]["kernel"], 2)
+    states = conv(jax.nn.relu(states), params["second_stem"]["conv"]["kernel"], 2)
+    for stage, length in enumerate((2 * num_cells, 2 * num_cells, num_cells)):
+        for cell in range(length):
+            layers = params.get(f"halving_{stage}", {})
+            if cell > 0:
+                stack = params.get(f"stage_{stage}", {})
+                layers = jax.tree.map(lambda leaf, cell=cell: leaf[cell - 1], stack)
+            nodes = [states, 0, 0, 0]
+            for (source, node), op in zip(NASBENCH201_EDGES, genotype.ops, strict=True):
+                stride = 2 if cell == source == 0 else 1
+                layer = layers.get(f"edge_{source}_{node}")
+                nodes[node] += edge(op, layer, nodes[source], stride)
+            states = nodes[3]
+    features = jnp.mean(states, axis=(1, 2))
+    return features @ params["head"]["kernel"] + params["head"]["bias"][None]
+
+
+@pytest.mark.parametrize("size", [32, 40])  # the latter is odd where it is to be halved
+@pytest.mark.parametrize("num_cells", [1, 2])
+@pytest.mark.parametrize("text", ["1_23_012", "3_12_231"])
+def test_transnas101_network_is_what_its_cell_says(text, num_cells, size, x64):
+    genotype = parse_genotype(f"64-41414-{text}")
+    space = small("transnas101", num_cells=num_cells)
+    spec = NetworkSpec(norm="none", param_dtype=jnp.float64)
+    network = space.network(genotype, NUM_CLASSES, spec, form="search")
+    images = jnp.asarray(np.random.default_rng(0).normal(size=(2, size, size, 3)))
+    shapes = jax.eval_shape(network.init, jax.random.key(0), images)
+    params = filled(shapes["params"], jnp.float64)
+    logits = network.apply({"params": params}, images)
+    expected = transnas101_logits(genotype, params, images, num_cells)
+    np.testing.assert_allclose(logits, expected, rtol=1e-10)
+
+
+def test_cells_in_a_row_of_transnas101(x64):
+    space = small("transnas101", num_cells=2)
+    for genotype in samples(space, 2):
+        assert_supernet_is_network(space, genotype, dtype=jnp.float64, tolerance=1e-10)
+
+
 # NAS-Bench-1Shot1
 
 PARENTS = {1: (1, 2, 2, 2, 2), 2: (1, 1, 2, 2, 3), 3: (1, 1, 1, 2, 2, 2)}
@@ -770,7 +867,8 @@ def test_hashes_agree_with_nasbench101(nasbench101, number):
     assert genotype.module_hash() in hashes(number)
 
 
-@pytest.mark.parametrize("name", FEW_OPS)
+# Not of TransNAS-Bench-101, where a statistic would be over 3 numbers: its last images are 1x1.
+@pytest.mark.parametrize("name", [name for name in FEW_OPS if name != "transnas101"])
 def test_bfloat16_activations(name):
     """Close to float32, with parameters, logits and gradients of parameters in float32."""
     space = small(name, init_channels=4, ops=FEW_OPS[name])

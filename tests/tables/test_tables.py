@@ -22,6 +22,7 @@ from nasi_jax import tables
 from nasi_jax.cells.darts import DARTS_OPS, DartsGenotype
 from nasi_jax.cells.nasbench101 import Nasbench101Genotype
 from nasi_jax.cells.nasbench201 import NASBENCH201_OPS, Nasbench201Genotype
+from nasi_jax.cells.transnas101 import Transnas101Genotype
 
 CELL = (
     "|avg_pool_3x3~0|+|nor_conv_1x1~0|skip_connect~1|+"
@@ -807,6 +808,32 @@ def test_wrong_csv(text, part, tmp_path):
     path = tmp_path / "table.csv"
     path.write_text(text)
     refused(path, part)
+
+
+MICRO = ("64-41414-1_23_012", "64-41414-3_12_231", "64-41414-0_00_000")
+
+
+def test_transnas101(nasbench201, tmp_path):
+    path = tmp_path / "table.csv"
+    path.write_text(
+        "arch_str,class_scene_valid_top1,class_object_test_loss\n"
+        f"{MICRO[0]},54.9,-2.5\n{MICRO[1]},51.25,\n"
+    )
+    table = tables.load(path)
+    assert (table.benchmark, table.cells) == ("transnas101", MICRO[:2])
+    cells = [*map(Transnas101Genotype.from_text, MICRO)]
+    assert table.look_up(cells[1], "class_scene_valid_top1") == 51.25
+    assert math.isnan(table.look_up(cells[1], "class_object_test_loss"))
+    assert [cell in table for cell in cells] == [True, True, False]
+    assert [table.genotype(row) for row in range(2)] == cells[:2]
+    tables.write_csv(table, tmp_path / "again.csv.gz")
+    assert_equal(tables.load(tmp_path / "again.csv.gz"), table)
+    with pytest.raises(ValueError, match="holds nasbench201 genotypes, got a Transnas101Genotype"):
+        nasbench201.find(cells[0])
+    with pytest.raises(ValueError, match="of one benchmark, got"):
+        tables.merge([table, nasbench201])
+    path.write_text(f"arch_str,x\n{MICRO[0]},1\n{CELL},2\n")
+    refused(path, "line 3: not a TransNAS-Bench-101 micro cell")
 
 
 def test_missing_numbers(tmp_path):
