@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import math
 import time
 from collections.abc import Hashable, Mapping
@@ -12,8 +14,15 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from nasi_jax import tables
+from nasi_jax.cells.genotype import is_live
 from nasi_jax.config import RankConfig, ScoreConfig
-from nasi_jax.report.correlation import Correlation, correlations
+from nasi_jax.report.correlation import (
+    COEFFICIENTS,
+    OF_ACCURACY,
+    Coefficient,
+    Correlation,
+    correlations,
+)
 from nasi_jax.report.curves import draw_scatter
 from nasi_jax.report.figures import save
 from nasi_jax.runs.score import (
@@ -24,6 +33,7 @@ from nasi_jax.runs.score import (
     record_of,
     scored,
 )
+from nasi_jax.search.aggregate import AGGREGATES, log_rank
 from nasi_jax.storage.directory import RunDirectory
 from nasi_jax.storage.files import csv_text, json_text
 from nasi_jax.types import OnProgress, Progress
@@ -36,7 +46,9 @@ the benchmark's own counts have operations in them that lead nowhere, which ours
 def run_directory(out: Path) -> RunDirectory:
     """The run directory of a ranking."""
     results = [f"rank.{kind}" for kind in ("csv", "json", "png")]
-    return directory_of(out / "scores.csv", out, "ranking", results)
+    directory = directory_of(out / "scores.csv", out, "ranking", results)
+    added = {**directory.added, "population": "all", "aggregate": []}
+    return dataclasses.replace(directory, added=added)
 
 
 def rank(
@@ -49,12 +61,13 @@ def rank(
 ) -> dict[str, Any]:
     """Ranks architectures by proxies, and says how well that agrees with their accuracies.
 
-    The table's own counts of parameters and FLOPs, where it has them, stand beside ours.
+    The table's own counts of parameters and FLOPs, where it has them, stand beside ours, and
+    aggregates beside the proxies: for each seed, over all architectures.
 
     Args:
       config: the configuration.
       out: the directory for scores.csv and scores.json (a line for each seed and architecture),
-        rank.csv (a line for each proxy), rank.json and rank.png.
+        rank.csv (a line for each proxy and aggregate), rank.json and rank.png.
       resume: whether to go on with the ranking in the directory, if there is one.
       overwrite: whether to replace what an earlier ranking left there.
       on_progress: called as it goes on.
@@ -73,15 +86,20 @@ def rank(
         row = table.find(genotype)
         return row if row is not None and math.isfinite(accuracy[row]) else None
 
-    genotypes = genotypes_of(config, row_of)
+    def kept(genotype: Any) -> bool:
+        return config.population == "all" or is_live(genotype)
+
+    genotypes = genotypes_of(config, row_of, kept)
     rows = table.indices(genotypes)
     accuracies = accuracy[rows]
     own = {f"table_{name}": table.values[name][rows] for name in OWN if name in table.columns}
     texts = (genotype.to_text() for genotype in genotypes)
+    named = tuple(dict.fromkeys(config.proxies))
+    taken = {name: AGGREGATES.get(name, named) for name in config.aggregate}
     directory = run_directory(out)
     with scored(
         config,
-        proxies_of(config, config.proxies),
+        proxies_of(config, [*named, *itertools.chain(*taken.values())]),
         genotypes,
         directory,
         resume=resume,
@@ -89,8 +107,18 @@ def rank(
         on_progress=on_progress,
         given={f"table_{config.column}": dict(zip(texts, map(float, accuracies), strict=True))},
     ) as scores:
+        values = scores.values
+        for name, proxies in taken.items():
+            of_seeds = np.stack([values[proxy] for proxy in proxies], axis=1)
+            values[name] = np.array([log_rank(each) for each in of_seeds])
         result, figure = agreement_of(
-            config, scores, config.column, accuracies, {**own, **scores.values}, on_progress
+            config,
+            scores,
+            config.column,
+            accuracies,
+            {**own, **values},
+            on_progress,
+            OF_ACCURACY,
         )
         result["overlaps"] = {name: each._asdict() for name, each in overlaps.items()}
         save(figure, out / "rank.png")
@@ -117,6 +145,7 @@ def agreement_of(
     truth: np.ndarray,
     others: Mapping[str, np.ndarray],
     on_progress: OnProgress,
+    coefficients: Mapping[str, Coefficient] = COEFFICIENTS,
 ) -> tuple[dict[str, Any], Figure]:
     """The correlations of scores with the true ones, and a picture of them."""
     found: dict[str, dict[str, Correlation]] = {}
@@ -124,7 +153,7 @@ def agreement_of(
     for done, (proxy, values) in enumerate(others.items()):
         each_seconds = (time.perf_counter() - begin) / max(done, 1)
         on_progress(Progress("comparing", len(others), done, each_seconds))
-        found[proxy] = correlations(truth, values, seed=config.seed)
+        found[proxy] = correlations(truth, values, coefficients=coefficients, seed=config.seed)
     result = {
         "reference": reference,
         "correlations": {

@@ -1,9 +1,11 @@
 """Correlations and their intervals."""
 
+import math
+
 import numpy as np
 import pytest
 
-from nasi_jax.report.correlation import COEFFICIENTS, correlations
+from nasi_jax.report.correlation import COEFFICIENTS, OF_ACCURACY, correlations
 
 
 def same(first, second):
@@ -97,13 +99,74 @@ def test_copies_in_a_resample_are_no_ties(size):
     assert (found.low, found.value, found.high) == (1, 1, 1)
 
 
+def picks(accuracy, scores, **arguments):
+    found = correlations(accuracy, scores, coefficients=OF_ACCURACY, **arguments)
+    return found["ndcg"], found["best"]
+
+
+def slow_ndcg(accuracy, scores, places):
+    """In integers of any size, as long as accuracies and scores are integers without ties."""
+
+    def gain(values):
+        order = sorted(range(len(values)), key=lambda index: -values[index])[:places]
+        return sum(
+            (2 ** int(accuracy[index]) - 1) / math.log2(place + 1)
+            for place, index in enumerate(order, 1)
+        )
+
+    return gain(scores) / gain(accuracy)
+
+
+@pytest.mark.parametrize(("size", "places"), [(5, 1), (23, 1), (24, 2), (90, 6), (91, 6)])
+def test_ndcg_of_the_first_in_sixteen(size, places):
+    rng = np.random.default_rng(size)
+    accuracy, scores = (rng.permutation(size).astype(float) for _ in range(2))
+    expected = slow_ndcg(accuracy, scores, places)
+    ndcg, _ = picks(accuracy, scores, num_resamples=2)
+    assert ndcg.value == pytest.approx(expected, rel=1e-12)
+    assert picks(accuracy, accuracy, num_resamples=2)[0].value == pytest.approx(1)
+    # Accuracies of a hundred points more lead to the same, as long as 1 is nothing beside a gain.
+    far, _ = picks(accuracy + 5000, scores, num_resamples=2)
+    assert far.value == pytest.approx(slow_ndcg(accuracy + 100, scores, places), rel=1e-12)
+
+
+def test_ties_have_the_gain_and_the_accuracy_of_random_breaks():
+    """Also where a tie reaches beyond the places that count."""
+    rng = np.random.default_rng(0)
+    accuracy = rng.uniform(0, 6, 100)
+    scores = rng.integers(0, 12, 100).astype(float)
+    ndcg, best = picks(accuracy, scores, num_resamples=2)
+    broken = [picks(accuracy, scores + 0.5 * rng.random(100), num_resamples=2) for _ in range(600)]
+    for tied, values in zip((ndcg, best), np.array(broken)[:, :, 0].T, strict=True):
+        error = np.std(values) / np.sqrt(len(values))
+        assert 0 < error < 0.1
+        assert abs(np.mean(values) - tied.value) < 4 * error
+
+
+def test_ndcg_is_of_no_negative_truth():
+    ndcg, best = picks(-np.arange(5.0), np.arange(5.0), num_resamples=20)
+    assert all(map(math.isnan, ndcg[:4])) and best.value == -4
+
+
+def test_best_is_the_accuracy_of_the_first():
+    accuracy = np.array([60.0, 90.0, 70.0, np.nan, 80.0])
+    assert picks(accuracy, np.array([0.0, 1, 2, 9, 1]))[1].value == 70
+    assert picks(accuracy, np.array([0.0, 2, 2, 9, 1]))[1].value == 80
+    rng = np.random.default_rng(3)
+    accuracy = rng.uniform(50, 90, 40)
+    _, best = picks(accuracy, accuracy + rng.normal(size=40), num_resamples=200)
+    # Of a resample the first few may be missing, and none is better.
+    assert 80 < best.low < best.value <= best.high <= accuracy.max()
+
+
 def test_seeds_are_compared_one_by_one():
     rng = np.random.default_rng(2)
-    first, second = rng.normal(size=12), rng.normal(size=(3, 12))
+    first, second = rng.exponential(size=12), rng.normal(size=(3, 12))
     second[1, 4] = np.nan  # one seed's value leaves the architecture out of all
     kept = np.arange(12) != 4
-    for name, found in correlations(first, second, num_resamples=50).items():
-        each = [COEFFICIENTS[name](first[kept], scores[kept]) for scores in second]
+    found_by_name = correlations(first, second, coefficients=OF_ACCURACY, num_resamples=50)
+    for name, found in found_by_name.items():
+        each = [OF_ACCURACY[name](first[kept], scores[kept]) for scores in second]
         assert found.value == pytest.approx(np.mean(each))
         assert found.deviation == pytest.approx(np.std(each, ddof=1))
         assert found.low <= found.value <= found.high
