@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, cast
 
 import jax
 import numpy as np
@@ -32,9 +32,8 @@ from rich.progress import Progress as Bar
 from rich.table import Table
 
 from nasi_jax import export, runs
-from nasi_jax.config import Config, RankConfig, ScoreConfig, SearchConfig
+from nasi_jax.config import Config, RankConfig, ScoreConfig, SearchConfig, SelectConfig
 from nasi_jax.devices import cache, environment
-from nasi_jax.report.correlation import COEFFICIENTS
 from nasi_jax.storage import directory, files
 from nasi_jax.training.recipes import RECIPES, TrainConfig
 from nasi_jax.training.trainer import network_sizes, num_cells_of
@@ -207,9 +206,10 @@ class Compare(Resumable):
 class Rank(Resumable):
     """Rank architectures by proxies, against their accuracies in a table of a benchmark.
 
-    Prints Pearson's, Spearman's and Kendall's correlation with the accuracy and the precision in
-    the top 10%, with 95% bootstrap intervals and the standard deviation over the seeds, and writes
-    rank.csv, rank.json, rank.png, scores.csv and scores.json into the output directory.
+    Prints Pearson's, Spearman's and Kendall's correlation with the accuracy, the precision in the
+    top 10%, the nDCG of the first 6.4% and the accuracy of the first (best), with 95% bootstrap
+    intervals and the standard deviation over the seeds, and writes rank.csv, rank.json, rank.png,
+    scores.csv and scores.json into the output directory.
     """
 
     less_memory = "lower --batch-size or --archs-per-call"
@@ -232,9 +232,42 @@ class Rank(Resumable):
                 f"{found['cells']} cells have {column} in two tables, whose difference is "
                 f"{found['median']:.2f} in the median and {found['largest']:.2f} at most"
             )
-        _print_correlations(result)
+        _print_correlations(result, _POPULATIONS[self.config.population])
         _print_cost(self.config, result)
         print(f"wrote {self.out}/rank.csv, rank.json, rank.png, scores.csv, scores.json")
+
+
+@dataclass(frozen=True)
+class Select(Resumable):
+    """Select the architecture that proxies rank highest, of all that are looked at.
+
+    Prints the genotype and writes into the output directory result.json, scores.csv (a line for
+    each network), cells.svg, cells.png and history.png.
+    """
+
+    less_memory = "lower --batch-size or --archs-per-call"
+    config: Annotated[SelectConfig, tyro.conf.arg(name="")] = field(default_factory=SelectConfig)
+    out: Path = Path("runs/select")
+    """Output directory."""
+
+    @classmethod
+    def saved(cls, out: Path) -> Select:
+        """The command with the settings of the selection in its output."""
+        return cls(config=runs.select.saved(out), out=out)
+
+    def run(self) -> None:
+        """Selects and reports."""
+        with _progress(_program("the scores", self.config)) as report:
+            result = runs.select.select(self.config, self.out, **self.existing, on_progress=report)
+        print(result["text"])
+        seconds = result["seconds"]
+        print(
+            f"{result['space']}, {self.config.method} by {', '.join(self.config.proxies)}, "
+            f"seed {result['seed']}: network {result['number']} of {result['num_scored']}, "
+            f"scored {seconds['score']:.1f} s, compiled {seconds['compile']:.1f} s, "
+            f"on {result['device']}"
+        )
+        print(f"wrote {self.out}/result.json, scores.csv, cells.svg, history.png")
 
 
 @dataclass(frozen=True)
@@ -312,6 +345,12 @@ def _print_trained(summary: Mapping[str, Any]) -> None:
     )
 
 
+if TYPE_CHECKING:  # a Literal of what is not written out
+    Form = str
+else:
+    Form = Literal[(*export.FORMS, *export.FRAMEWORKS)]
+
+
 @dataclass(frozen=True)
 class Export:
     """Write a genotype in another form, or as a module that needs nothing of this package.
@@ -323,7 +362,7 @@ class Export:
     genotype: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="GENOTYPE")] = None
     """A genotype as text or JSON, or a file that holds one, such as a search's result.json. Need
     not be given with --checkpoint."""
-    format: Literal["darts", "nasbench201", "nasbench101", "json", "text", "flax", "torch"] = "json"
+    format: Form = "json"
     """Form of the output."""
     space: str | None = None
     """Space of the genotype, if it is none of ours: as for a search."""
@@ -336,7 +375,7 @@ class Export:
     init_channels: int | None = None
     """Channels of its first cells, as its benchmark or DARTS trained it if not given."""
     num_cells: int | None = None
-    """Its cells; in NAS-Bench-201, cells in each of the 3 stages."""
+    """Its cells; in the NAS-Bench spaces, cells in each stage."""
     stem: Literal["cifar", "imagenet"] | None = None
     """Its first layers, of darts; cifar if not given."""
     overwrite: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
@@ -451,7 +490,7 @@ class Show:
 
 @dataclass(frozen=True, kw_only=True)
 class Resume(Compiling):
-    """Go on with a search, a training, scores, a comparison or a ranking, with its own settings.
+    """Go on with a run of any command that leaves one, with its own settings.
 
     Does what the command does that began the run, with --resume and every setting as it was.
     """
@@ -465,20 +504,30 @@ class Resume(Compiling):
         return replace(verb.saved(self.path), resume=True, no_cache=self.no_cache)
 
 
-def _print_correlations(result: Mapping[str, Any]) -> None:
-    table = Table("proxy", *COEFFICIENTS, title=f"correlation with {result['reference']}")
-    for name, coefficients in result["correlations"].items():
-        table.add_row(name, *map(_interval, coefficients.values()))
-    Console(width=None if sys.stdout.isatty() else 120).print(table)
+_POPULATIONS = {"all": "of all architectures", "live": "architectures without dead operations"}
 
 
-def _interval(found: Mapping[str, float | None]) -> str:
+def _print_correlations(result: Mapping[str, Any], population: str = "architectures") -> None:
+    correlations = result["correlations"]
+    table = Table(
+        "proxy",
+        *next(iter(correlations.values())),
+        title=f"correlation with {result['reference']} over {result['num_archs']} {population}",
+    )
+    for proxy, coefficients in correlations.items():
+        table.add_row(proxy, *(_interval(name, found) for name, found in coefficients.items()))
+    Console(width=None if sys.stdout.isatty() else 140).print(table)
+
+
+def _interval(name: str, found: Mapping[str, float | None]) -> str:
+    """The mean and its deviation, and below them the interval."""
     value, low, high = found["value"], found["low"], found["high"]
     if value is None:
         return "undefined"
-    interval = "" if low is None else f" [{low:.3f}, {high:.3f}]"
-    spread = "" if found["deviation"] is None else f" ± {found['deviation']:.3f}"
-    return f"{value:.3f}{spread}{interval}"
+    digits = 2 if name == "best" else 3  # that is in percent
+    interval = "" if low is None else f"\n[{low:.{digits}f}, {high:.{digits}f}]"
+    spread = "" if found["deviation"] is None else f" ± {found['deviation']:.{digits}f}"
+    return f"{value:.{digits}f}{spread}{interval}"
 
 
 def _print_cost(config: ScoreConfig, result: Mapping[str, Any]) -> None:
@@ -567,9 +616,10 @@ def _out_of_memory(message: str, less_memory: str) -> str | None:
     return f"out of the device's memory{asked}: {less_memory}"
 
 
-_Run = Search | Score | Compare | Rank | Train
+_Run = Search | Select | Score | Compare | Rank | Train
 _RUNS: dict[str, type[_Run]] = {
     "search": Search,
+    "select": Select,
     "score": Score,
     "compare": Compare,
     "rank": Rank,
@@ -580,6 +630,7 @@ _Command = _Run | Resume | Export | Predict | Show
 
 def _command(arguments: list[str]) -> _Command:
     search = Annotated[Search, tyro.conf.subcommand("search", default=_search_default(arguments))]
+    select = Annotated[Select, tyro.conf.subcommand("select")]
     score = Annotated[Score, tyro.conf.subcommand("score")]
     compare = Annotated[Compare, tyro.conf.subcommand("compare")]
     rank = Annotated[Rank, tyro.conf.subcommand("rank")]
@@ -589,7 +640,7 @@ def _command(arguments: list[str]) -> _Command:
     predict_ = Annotated[Predict, tyro.conf.subcommand("predict")]
     show = Annotated[Show, tyro.conf.subcommand("show")]
     return tyro.cli(
-        search | score | compare | rank | train | resume | export_ | predict_ | show,
+        search | select | score | compare | rank | train | resume | export_ | predict_ | show,
         prog="nasi",
         description="Neural architecture search at initialization (NASI), in JAX. nasi --version "
         "prints the versions and devices for a report of a bug.",

@@ -44,6 +44,9 @@ LABELS: tuple[str, ...] = get_args(Labels)
 ConstraintRule = Literal["fixed", "adaptive", "quantile"]
 """The rules for nu; see `nasi_jax.search.objective`."""
 
+Aggregate = Literal["az_nas", "vkdnw_agg", "log_rank"]
+"""Sums of the logarithms of proxies' ranks; see `nasi_jax.search.aggregate`."""
+
 Variant = Literal["nasi-fix", "nasi-ada"]
 """The variants of NASI: nu stays, or follows the mean of x."""
 
@@ -168,12 +171,13 @@ class Supernet:
     """What supernet there is at initialization.
 
     Attributes:
-      space: darts, nasbench201, nasbench1shot1-1, nasbench1shot1-2 or nasbench1shot1-3, one that an
-        installed package brings, or module:name of one of your own.
+      space: darts, nasbench201, nasbench1shot1-1, nasbench1shot1-2, nasbench1shot1-3 or
+        transnas101, one that an installed package brings, or module:name of one of your own.
       ops: the operations on offer, to stay in a part of the space. If not given, those of the
-        space; for a search in darts and nasbench201, all but none.
+        space; for a search in darts, nasbench201 and transnas101, all but none.
       init_channels: channels of the first cells of the supernet.
-      num_cells: cells of the supernet; in the NAS-Bench spaces, cells in each of the 3 stages.
+      num_cells: cells of the supernet; in the NAS-Bench spaces, cells in each stage, of which there
+        are 3, and 5 in transnas101.
       norm: where normalization takes its statistics from: the batch, a reference batch (frozen,
         constant), or there is none.
     """
@@ -321,12 +325,10 @@ class ResolvedSearch(SearchConfig):
 
 
 @settings
-class ScoreConfig(Network, Images, Supernet):
-    """What the scores of architectures depend on.
+class Scoring(Network, Images, Supernet):
+    """How architectures are scored.
 
     Attributes:
-      genotypes: a file with a genotype as text in each line.
-      num_archs: how many different random architectures to score, if there is no such file.
       seeds: how often each is scored, from seed, seed + 1 and so on: with other parameters, another
         batch, and other random numbers of the proxies.
       proxies: the scores: ours, those that an installed package brings, or module:name of one of
@@ -342,8 +344,6 @@ class ScoreConfig(Network, Images, Supernet):
       ValueError: for a value that is not accepted; the message says what is.
     """
 
-    genotypes: str | None = None
-    num_archs: Count = 20
     seeds: Annotated[int, Field(ge=1, le=1000)] = 1
     proxies: tuple[str, ...] = ("batch_gradient", "grad_norm", "naswot")
     batch_size: Count = 32
@@ -357,6 +357,59 @@ class ScoreConfig(Network, Images, Supernet):
 
 
 @settings
+class ScoreConfig(Scoring):
+    """What the scores of architectures depend on.
+
+    Attributes:
+      genotypes: a file with a genotype as text in each line.
+      num_archs: how many different random architectures to score, if there is no such file.
+      canonical: whether to score the canonical form of each architecture, without what is on no
+        path from input to output, so that those that compute the same function have one score,
+        which is computed once. That of the first of them stands for a form that the space has not.
+
+    Raises:
+      ValueError: for a value that is not accepted; the message says what is.
+    """
+
+    genotypes: str | None = None
+    num_archs: Count = 20
+    canonical: bool = False
+
+
+@settings
+class SelectConfig(Scoring):
+    """What a selection by proxies depends on.
+
+    Attributes:
+      method: which architectures to look at: random ones, or evolution, mutations of the best of
+        the last ones.
+      budget: how many networks to score. Architectures that compute the same function are one.
+      population: how many architectures are alive in evolution: the last ones.
+      tournament: how many of these compete to be a parent.
+      proxies: the scores. The architecture is selected whose sum of the logarithms of its ranks by
+        all of them is the highest.
+
+    Raises:
+      ValueError: for a value that is not accepted; the message says what is.
+    """
+
+    method: Literal["random", "evolution"] = "evolution"
+    budget: Count = 1000
+    population: Count = 64
+    tournament: Count = 16
+    proxies: tuple[str, ...] = ("flops", "jacov", "expressivity", "trainability")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.tournament > self.population:
+            raise ValueError(
+                f"tournament must be at most population, {self.population}, got {self.tournament}"
+            )
+        if not self.proxies:
+            raise ValueError("proxies must be at least one, got none")
+
+
+@settings
 class RankConfig(ScoreConfig):
     """What the ranking of architectures against their accuracies depends on.
 
@@ -366,6 +419,11 @@ class RankConfig(ScoreConfig):
       column: which of its columns, such as c10valid_val_200 or val_108.
       num_archs: how many different random architectures of the table to rank, unless genotypes
         names a file.
+      population: which architectures there are to rank: all, or the live ones, whose operations
+        are all on paths from input to output. Correlations over the two differ.
+      aggregate: sums of the logarithms of proxies' ranks, which stand beside the proxies. az_nas
+        and vkdnw_agg have proxies of their own, which are scored too; log_rank is over all proxies
+        asked for.
 
     Raises:
       ValueError: for a value that is not accepted; the message says what is.
@@ -374,6 +432,9 @@ class RankConfig(ScoreConfig):
     table: tuple[str, ...]
     column: str
     num_archs: Count = 100
+    canonical: bool = True
+    population: Literal["all", "live"] = "all"
+    aggregate: tuple[Aggregate, ...] = ()
     proxies: tuple[str, ...] = (
         "batch_gradient",
         "grad_norm",
@@ -386,8 +447,15 @@ class RankConfig(ScoreConfig):
         "zico",
     )
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if "log_rank" in self.aggregate and len(set(self.proxies)) < 2:
+            raise ValueError(
+                f"log_rank takes at least two proxies, got {', '.join(self.proxies) or 'none'}"
+            )
 
-Config = SearchConfig | ScoreConfig
+
+Config = SearchConfig | Scoring
 """A configuration of one of the commands that look at networks at initialization."""
 
 

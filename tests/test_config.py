@@ -96,6 +96,10 @@ def test_json_round_trip(config):
     assert from_dict(json.loads(json.dumps(to_dict(config))), SearchConfig) == config
 
 
+def test_a_ranking_alone_is_of_canonical_forms_if_nothing_is_said():
+    assert CONFIGS["rank"].canonical is True and CONFIGS["score"].canonical is False
+
+
 @pytest.mark.parametrize("space", SEARCH_SPACES)
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_json_round_trip_of_resolved(space, variant):

@@ -67,6 +67,21 @@ def draw_history(history: Mapping[str, np.ndarray], *, title: str | None = None)
     return figure
 
 
+def draw_fitness(fitness: np.ndarray, *, title: str | None = None) -> Figure:
+    """Plots the fitness `[N]` of the networks of a selection in order, and the best so far."""
+    figure = Figure(figsize=(7, 3.2), layout="constrained")
+    axes = figure.subplots()
+    _plot(axes, fitness, "network", ".", color="#9ebcda", markersize=4)
+    _plot(axes, np.maximum.accumulate(fitness), "best so far", "-", color="#08519c")
+    axes.set(xlabel="networks scored", ylabel="sum of log ranks\namong all of them")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(alpha=0.3)
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False, fontsize="small")
+    if title:
+        figure.suptitle(title, parse_math=False)
+    return figure
+
+
 def draw_curves(metrics: Mapping[str, np.ndarray], *, title: str | None = None) -> Figure:
     """Plots loss and accuracy over the epochs of a training.
 

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from pathlib import Path
 
-from nasi_jax.runs import compare, rank, score, search, train
+from nasi_jax.runs import compare, rank, score, search
 from nasi_jax.storage.directory import RunDirectory
 
 ACCEPTED = (
-    "the directory of a search, a training, a comparison or a ranking, or the .csv file of scores"
+    "the directory of a search, a selection, a training, a comparison or a ranking, or the .csv "
+    "file of scores"
 )
 """What can be resumed, in words."""
 
 
 def verb_of(path: Path) -> str:
-    """Finds out which command left the run at a path: search, train, score, compare or rank.
+    """Finds out which command left a run: search, select, train, score, compare or rank.
 
     Args:
       path: a directory, or the file of scores, which need not be there yet where the record of its
@@ -39,9 +42,13 @@ def _begun(directory: RunDirectory) -> bool:
     return (directory.folder / directory.record).is_file()
 
 
-def _is_training(path: Path) -> bool:
-    """Whether settings name a genotype to train."""
-    return "genotype" in RunDirectory(path, "search or training", ()).settings()
+def _is_of(verb: str, path: Path) -> bool:
+    """Whether settings are those of a training, which names a genotype, a selection or a search."""
+    if not _begun(search.run_directory(path)):
+        return False
+    settings = RunDirectory(path, "search, selection or training", ()).settings()
+    found = "train" if "genotype" in settings else "select" if "budget" in settings else "search"
+    return found == verb
 
 
 def _holds_ranking(path: Path) -> bool:
@@ -50,9 +57,8 @@ def _holds_ranking(path: Path) -> bool:
     return _begun(directory) and "table" in directory.settings()
 
 
-_DIRECTORIES = {
-    "search": lambda path: _begun(search.run_directory(path)) and not _is_training(path),
-    "train": lambda path: _begun(train.run_directory(path)) and _is_training(path),
+_DIRECTORIES: dict[str, Callable[[Path], bool]] = {
+    **{verb: functools.partial(_is_of, verb) for verb in ("search", "select", "train")},
     "compare": lambda path: _begun(compare.run_directory(path)),
     "rank": _holds_ranking,
 }

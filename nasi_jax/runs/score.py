@@ -20,14 +20,14 @@ import numpy as np
 from nasi_jax import config as configuration
 from nasi_jax.cells import parse_genotype
 from nasi_jax.cells.layers.mixed import stacked
-from nasi_jax.config import ScoreConfig
+from nasi_jax.config import ScoreConfig, Scoring
 from nasi_jax.kernels import proxy_named
-from nasi_jax.kernels.proxies.proxy import for_norm, norm_of
+from nasi_jax.kernels.proxies.proxy import all_scores, for_norm, norm_of
 from nasi_jax.runs.search import datasets_of, space_of
 from nasi_jax.search import close_over
 from nasi_jax.search.loop import free_memory, number_that_fits
 from nasi_jax.search.relaxation import init_params_on_host
-from nasi_jax.storage.directory import RunDirectory, provenance
+from nasi_jax.storage.directory import ADDED, RunDirectory, provenance
 from nasi_jax.storage.files import csv_text, json_text
 from nasi_jax.types import (
     Alpha,
@@ -49,7 +49,7 @@ _MOST_AT_ONCE = 16
 """Architectures in a call, however much memory there is: by then few launches are left of each."""
 _DRAWS_PER_ARCHITECTURE = 50
 
-_C = TypeVar("_C", bound=ScoreConfig)
+_C = TypeVar("_C", bound=Scoring)
 _T = TypeVar("_T")
 
 
@@ -70,7 +70,8 @@ def directory_of(
     """The files of a run that scores: the table, its JSON record, and what is made of them."""
     record = table.with_suffix(".json").name
     names = tuple(dict.fromkeys((table.name, record, *results)))
-    return RunDirectory(folder, what, names, record, entry="config", file=file)
+    added = {**ADDED, "canonical": False}
+    return RunDirectory(folder, what, names, record, entry="config", file=file, added=added)
 
 
 def saved(directory: RunDirectory, kind: type[_C]) -> _C:
@@ -87,7 +88,10 @@ def saved(directory: RunDirectory, kind: type[_C]) -> _C:
 
 
 class Row(NamedTuple):
-    """The scores of one architecture with one seed, and the seconds for all of them."""
+    """The scores of one architecture with one seed, and the seconds that they took.
+
+    It is 0 where they are those of an architecture before it, which has the same canonical form.
+    """
 
     seed: int
     genotype: str
@@ -101,12 +105,14 @@ class Scores(NamedTuple):
     Attributes:
       rows: the scores of all `N` architectures from the first of `K` seeds, then the next.
       norm: the norm mode that each proxy was computed in.
+      num_scored: how many networks were scored: `N`, or as many as canonical forms differ.
       num_compilations: how many programs were compiled to score them.
       compile_seconds: how long that took.
     """
 
     rows: tuple[Row, ...]
     norm: Mapping[str, NormMode]
+    num_scored: int
     num_compilations: int
     compile_seconds: float
 
@@ -168,13 +174,16 @@ def score(
 
 
 def genotypes_of(
-    config: ScoreConfig, identity: Callable[[Any], Hashable] = lambda genotype: genotype
+    config: ScoreConfig,
+    identity: Callable[[Any], Hashable] = lambda genotype: genotype,
+    kept: Callable[[Any], bool] = lambda genotype: True,
 ) -> list[Any]:
     """The architectures to score: those of a file, or random ones without repetition.
 
     Args:
       config: the configuration.
       identity: what tells architectures apart; those of identity None are left out.
+      kept: which of them to have.
 
     Raises:
       ValueError: if the file cannot be read, a line of it is no genotype of the space, has no
@@ -183,12 +192,12 @@ def genotypes_of(
     """
     space = space_of(config)
     if config.genotypes is not None:
-        return _listed(config.genotypes, config.space, space, identity)
-    key = _keys(config.seed)["architectures"]
+        return _listed(config.genotypes, config.space, space, identity, kept)
+    key = keys_of(config.seed)["architectures"]
     found: dict[Hashable, Any] = {}
     for attempt in range(_DRAWS_PER_ARCHITECTURE * config.num_archs):
         genotype = space.sample(jax.random.fold_in(key, attempt))
-        which = identity(genotype)
+        which = identity(genotype) if kept(genotype) else None
         if which is not None:
             found.setdefault(which, genotype)
         if len(found) == config.num_archs:
@@ -200,7 +209,11 @@ def genotypes_of(
 
 
 def _listed(
-    path: str, name: str, space: SearchSpace, identity: Callable[[Any], Hashable]
+    path: str,
+    name: str,
+    space: SearchSpace,
+    identity: Callable[[Any], Hashable],
+    kept: Callable[[Any], bool],
 ) -> list[Any]:
     try:
         lines = Path(path).read_text().splitlines()
@@ -216,6 +229,8 @@ def _listed(
                 raise ValueError(
                     f"line {number} of {path} is no genotype of {space.name}: {error}"
                 ) from error
+            if not kept(genotype):
+                continue
             which = identity(genotype)
             if which is None:
                 raise ValueError(
@@ -228,16 +243,17 @@ def _listed(
                 )
             genotypes.append(genotype)
     if not genotypes:
-        raise ValueError(f"there is no genotype in {path}")
+        raise ValueError(f"there is no genotype in {path} to score")
     return genotypes
 
 
-def _keys(seed: int) -> dict[str, jax.Array]:
+def keys_of(seed: int) -> dict[str, jax.Array]:
+    """The random keys of a seed, by what they are for."""
     names = ("parameters", "architectures", "data", "proxies")
     return dict(zip(names, jax.random.split(jax.random.key(seed), len(names)), strict=True))
 
 
-def proxies_of(config: ScoreConfig, names: Sequence[str]) -> dict[str, ProxyFn]:
+def proxies_of(config: Scoring, names: Sequence[str]) -> dict[str, ProxyFn]:
     """Proxies by name, params and flops first, as the norm mode takes them.
 
     Raises:
@@ -247,7 +263,7 @@ def proxies_of(config: ScoreConfig, names: Sequence[str]) -> dict[str, ProxyFn]:
     return {name: for_norm(proxy_named(name), config.norm) for name in chosen}
 
 
-def _norms(config: ScoreConfig, proxies: Mapping[str, ProxyFn]) -> dict[str, NormMode]:
+def norms_of(config: Scoring, proxies: Mapping[str, ProxyFn]) -> dict[str, NormMode]:
     """The norm mode that each proxy is computed in."""
     return {name: norm_of(proxy, config.norm) for name, proxy in proxies.items()}
 
@@ -288,7 +304,7 @@ def scored(
 
     @functools.lru_cache(maxsize=1)  # the seeds come one after another
     def batch_of(seed: int) -> Batch:
-        return datasets(seed).batch(_keys(seed)["data"], 0, config.batch_size)
+        return datasets(seed).batch(keys_of(seed)["data"], 0, config.batch_size)
 
     batch_of(config.seed)
 
@@ -303,14 +319,15 @@ def scored(
         directory.write(directory.record, json_text(record_of(config, scores)))
         directory.write(table.name, csv_text(columns, lines))
 
-    # Earlier versions gave scores on CPUs alone, where these change nothing.
     added = {
+        **directory.added,
+        # Earlier versions gave scores on CPUs alone, where these change nothing.
         "matmul_precision": config.matmul_precision,
         "archs_per_call": config.archs_per_call,
     }
     begun = dataclasses.replace(directory, added=added).begun
     with begun(configuration.to_dict(config), resume=resume, overwrite=overwrite):
-        known = _known(table, columns, proxies) if table.exists() else {}
+        known = known_rows(table, columns, proxies) if table.exists() else {}
         num_classes = datasets(config.seed).num_classes
         with jax.default_matmul_precision(config.matmul_precision):
             scores = _scores(
@@ -320,7 +337,7 @@ def scored(
 
 
 def functions_of(
-    config: ScoreConfig, proxies: Mapping[str, ProxyFn], num_classes: int
+    config: Scoring, proxies: Mapping[str, ProxyFn], num_classes: int
 ) -> tuple[Callable[..., Params], Callable[..., dict[str, jax.Array]]]:
     """Builds the pure functions that draw parameters and score one architecture.
 
@@ -338,7 +355,7 @@ def functions_of(
       ValueError: for an unknown space or operation, or a size that is too small.
     """
     space = space_of(config)
-    norms = _norms(config, proxies)
+    norms = norms_of(config, proxies)
     supernets = {
         norm: space.supernet(num_classes, NetworkSpec(norm=norm, init=config.init), one_hot=True)
         for norm in dict.fromkeys(norms.values())
@@ -355,12 +372,12 @@ def functions_of(
             norm: close_over(net, params, weights, norm=norm, reference=batch.inputs)
             for norm, net in supernets.items()
         }
-        # A key that hangs on the proxy's name alone: others beside it change nothing.
-        keys = {name: jax.random.fold_in(key, zlib.crc32(name.encode())) for name in proxies}
-        return {
-            name: proxy(keys[name], apply_fns[norms[name]], params, batch)
-            for name, proxy in proxies.items()
-        }
+        of_proxies = {name: apply_fns[norm] for name, norm in norms.items()}
+
+        def key_of(name: str) -> jax.Array:
+            return jax.random.fold_in(key, zlib.crc32(name.encode()))
+
+        return all_scores(key_of, of_proxies, proxies, params, batch)
 
     return init, score_weights
 
@@ -375,6 +392,77 @@ def together(score_weights: Callable[..., _T]) -> Callable[..., _T]:
     return jax.vmap(score_weights, in_axes=(None, None, 0, None))
 
 
+class Scorer:
+    """The compiled program that scores networks, and what it was compiled with.
+
+    Attributes:
+      num_at_once: how many networks are scored in a call.
+      num_compilations: how many programs were compiled.
+      compile_seconds: how long that took, with the first call, which is slow on a GPU.
+    """
+
+    def __init__(
+        self,
+        config: Scoring,
+        proxies: Mapping[str, ProxyFn],
+        num_classes: int,
+        batch_of: Callable[[int], Batch],
+        *,
+        seed: int,
+        weights: Alpha,
+        there_are: int,
+    ) -> None:
+        """Compiles.
+
+        Args:
+          config: the configuration.
+          proxies: what scores, by name.
+          num_classes: outputs of the networks.
+          batch_of: maps a seed to what the proxies see.
+          seed: of the first call.
+          weights: one-hot weights of the first network.
+          there_are: how many networks there are to score in all.
+        """
+        self._proxies, self._batch_of, self._example = proxies, batch_of, weights
+        self._draw, self._score_weights = functions_of(config, proxies, num_classes)
+        self._drawn = functools.lru_cache(maxsize=1)(self._draw_of)  # seeds come one after another
+        self.num_compilations = 0
+        begin = time.perf_counter()
+        self._program, self.num_at_once = _fitting(
+            lambda count: self._compiled(seed, count), config.archs_per_call, there_are
+        )
+        jax.block_until_ready(self._program(*self._arguments(seed, [weights], self.num_at_once)))
+        self.compile_seconds = time.perf_counter() - begin
+
+    def __call__(self, seed: int, weights: Sequence[Alpha]) -> tuple[list[dict[str, float]], float]:
+        """The scores of up to `num_at_once` networks, by name, and the mean seconds of one."""
+        operands = self._arguments(seed, weights, self.num_at_once)  # not counted to the networks
+        begin = time.perf_counter()
+        found = jax.device_get(self._program(*operands))
+        seconds = (time.perf_counter() - begin) / len(weights)
+        return [
+            {name: float(np.atleast_1d(found[name])[index]) for name in self._proxies}
+            for index in range(len(weights))
+        ], seconds
+
+    def _draw_of(self, seed: int) -> tuple[jax.Array, Params, Batch]:
+        keys, batch = keys_of(seed), self._batch_of(seed)
+        params = self._draw(keys["parameters"], batch.inputs, self._example)
+        return keys["proxies"], jax.block_until_ready(params), batch
+
+    def _arguments(self, seed: int, weights: Sequence[Alpha], count: int) -> tuple[Any, ...]:
+        """For a call of so many networks, of which the last one may stand there repeatedly."""
+        key, params, batch = self._drawn(seed)
+        chosen = [*weights, *[weights[-1]] * (count - len(weights))]
+        return key, params, chosen[0] if count == 1 else stacked(chosen), batch
+
+    def _compiled(self, seed: int, count: int) -> jax.stages.Compiled:
+        self.num_compilations += 1
+        function = self._score_weights if count == 1 else together(self._score_weights)
+        arguments = self._arguments(seed, [self._example], count)
+        return jax.jit(function).lower(*arguments).compile()
+
+
 def _scores(
     config: ScoreConfig,
     proxies: Mapping[str, ProxyFn],
@@ -386,60 +474,45 @@ def _scores(
     on_progress: OnProgress,
 ) -> Scores:
     """Computes the missing scores, and writes them at intervals and at the end."""
-    space, norms = space_of(config), _norms(config, proxies)
-    draw, score_weights = functions_of(config, proxies, num_classes)
-    weights = {genotype.to_text(): space.one_hot(genotype) for genotype in genotypes}
+    norms = norms_of(config, proxies)
+    weights = _weights(config, space_of(config), genotypes)
     seeds = range(config.seed, config.seed + config.seeds)
-    tasks = [(seed, text) for seed in seeds for text in weights]
+    tasks = [(seed, genotype.to_text()) for seed in seeds for genotype in genotypes]
     rows = {task: known[task] for task in tasks if task in known}
-    left = {seed: [text for text in weights if (seed, text) not in rows] for seed in seeds}
-    num_compilations, compile_seconds = 0, 0.0
+    left = {
+        seed: [texts for texts in weights if any((seed, text) not in rows for text in texts)]
+        for seed in seeds
+    }
+    scorer: Scorer | None = None
 
     def scores() -> Scores:
         in_order = tuple(rows[task] for task in tasks if task in rows)
-        return Scores(in_order, norms, num_compilations, compile_seconds)
+        num_scored = sum((config.seed, texts[0]) in rows for texts in weights)
+        compiled = (scorer.num_compilations, scorer.compile_seconds) if scorer else (0, 0.0)
+        return Scores(in_order, norms, num_scored, *compiled)
 
     first = next((seed for seed in seeds if left[seed]), None)
     if first is None:  # the record of all that there is says how it came about
         return scores()
-
-    @functools.lru_cache(maxsize=1)  # the seeds come one after another
-    def drawn(seed: int) -> tuple[jax.Array, Params, Batch]:
-        keys, batch = _keys(seed), batch_of(seed)
-        params = draw(keys["parameters"], batch.inputs, next(iter(weights.values())))
-        return keys["proxies"], jax.block_until_ready(params), batch
-
-    def arguments(seed: int, texts: Sequence[str], count: int) -> tuple[Any, ...]:
-        """For a call of so many architectures, of which the last one may stand there repeatedly."""
-        key, params, batch = drawn(seed)
-        chosen = [weights[text] for text in texts]
-        chosen += (count - len(chosen)) * chosen[-1:]
-        return key, params, chosen[0] if count == 1 else stacked(chosen), batch
-
-    def compiled(count: int) -> jax.stages.Compiled:
-        nonlocal num_compilations
-        num_compilations += 1
-        function = score_weights if count == 1 else together(score_weights)
-        return jax.jit(function).lower(*arguments(first, left[first][:1], count)).compile()
-
     on_progress(Progress("compiling", len(tasks), len(rows)))
-    begin = time.perf_counter()
-    program, count = _fitting(compiled, config.archs_per_call, len(weights))
-    # The first call of a GPU is slow, and not counted to its architectures.
-    jax.block_until_ready(program(*arguments(first, left[first][:1], count)))
-    compile_seconds = time.perf_counter() - begin
+    scorer = Scorer(
+        config,
+        proxies,
+        num_classes,
+        batch_of,
+        seed=first,
+        weights=weights[left[first][0]],
+        there_are=len(weights),
+    )
     on_progress(Progress("compiled", len(tasks), len(rows)))
     written = time.monotonic()
-    for seed, texts in left.items():
-        for start in range(0, len(texts), count):
-            called = texts[start : start + count]
-            operands = arguments(seed, called, count)  # not counted to its first architectures
-            begin = time.perf_counter()
-            found = jax.device_get(program(*operands))
-            seconds = (time.perf_counter() - begin) / len(called)
-            for index, text in enumerate(called):
-                values = {name: float(np.atleast_1d(found[name])[index]) for name in proxies}
-                rows[seed, text] = Row(seed, text, values, seconds)
+    for seed, networks in left.items():
+        for start in range(0, len(networks), scorer.num_at_once):
+            called = networks[start : start + scorer.num_at_once]
+            found, seconds = scorer(seed, [weights[texts] for texts in called])
+            for texts, values in zip(called, found, strict=True):
+                rows |= {(seed, text): Row(seed, text, values, 0.0) for text in texts}
+                rows[seed, texts[0]] = Row(seed, texts[0], values, seconds)
             each_seconds = float(np.mean([row.seconds for row in rows.values()]))
             on_progress(Progress("scoring", len(tasks), len(rows), each_seconds))
             if time.monotonic() - written > _SECONDS_BETWEEN_WRITES:
@@ -447,6 +520,30 @@ def _scores(
                 written = time.monotonic()
     write(scores())
     return scores()
+
+
+def _weights(
+    config: ScoreConfig, space: SearchSpace, genotypes: Sequence[Any]
+) -> dict[tuple[str, ...], Alpha]:
+    """The one-hot weights of each network to score, by the texts of the architectures it is for."""
+    alike: dict[Any, list[Any]] = {}
+    for genotype in genotypes:
+        form = genotype.canonical() if config.canonical else genotype
+        alike.setdefault(form, []).append(genotype)
+    weights = {}
+    for form, members in alike.items():
+        scored = in_space(space, form, members[0])
+        weights[tuple(genotype.to_text() for genotype in members)] = space.one_hot(scored)
+    return weights
+
+
+def in_space(space: SearchSpace, form: Any, genotype: Any) -> Any:
+    """The canonical form of a genotype if the space has it, or else the genotype."""
+    try:
+        space.one_hot(form)
+    except ValueError:
+        return genotype
+    return form
 
 
 def _fitting(
@@ -471,13 +568,14 @@ def record_of(config: ScoreConfig, scores: Scores) -> dict[str, Any]:
         "config": json.loads(json_text(configuration.to_dict(config))),
         "norm": dict(scores.norm),
         "num_archs": len(scores.genotypes),
+        "num_scored": scores.num_scored,
         "num_compilations": scores.num_compilations,
         "seconds": {"compile": scores.compile_seconds, "score": scores.seconds},
         **provenance(),
     }
 
 
-def _known(
+def known_rows(
     table: Path, columns: Sequence[str], proxies: Iterable[str]
 ) -> dict[tuple[int, str], Row]:
     """Reads the rows of an earlier run of the same configuration, by seed and genotype."""

@@ -11,6 +11,7 @@ from helpers import report_memory
 
 from nasi_jax import data, runs
 from nasi_jax.cells import search_space
+from nasi_jax.cells.nasbench201 import Nasbench201Genotype
 from nasi_jax.config import ScoreConfig
 from nasi_jax.kernels import PROXIES
 from nasi_jax.search import init_params
@@ -90,12 +91,18 @@ def test_scores_are_those_of_the_networks(finished):
 
 
 def test_scores_of_an_earlier_version_go_on(finished, tmp_path):
-    """Without the precision of matrix products and the number of cells in a call."""
+    """Without the precision of matrix products, the number of cells in a call, and whether the
+    scores are those of canonical forms, which they weren't."""
     out = tmp_path / "scores.csv"
     out.write_bytes(finished[0].read_bytes())
     record = json.loads(finished[0].with_suffix(".json").read_text())
-    del record["config"]["matmul_precision"], record["config"]["archs_per_call"]
+    for name in ("matmul_precision", "archs_per_call", "canonical"):
+        del record["config"][name]
     out.with_suffix(".json").write_text(json.dumps(record))
+    canonical = dataclasses.replace(CONFIG, canonical=True)
+    with pytest.raises(ValueError, match="the scoring to resume has canonical False not True"):
+        runs.score.score(canonical, out, resume=True)
+    assert not runs.score.saved(runs.score.run_directory(out), ScoreConfig).canonical
     scores = runs.score.score(CONFIG, out, resume=True)
     assert scores.num_compilations == 0 and scores.rows == finished[1].rows
 
@@ -211,6 +218,78 @@ def test_genotypes_from_a_file(finished, tmp_path):
     assert found.genotypes == (scores.genotypes[3], scores.genotypes[1])
     for name, values in found.values.items():
         np.testing.assert_allclose(values, scores.values[name][:, [3, 1]], rtol=1e-5)
+
+
+SKIP, CONV, POOL = "skip_connect", "nor_conv_1x1", "avg_pool_3x3"
+CANONICAL = ("none", "none", "none", CONV, "none", "none")
+ALIKE = (
+    (SKIP, "none", "none", "none", CONV, "none"),
+    (SKIP, SKIP, CONV, "none", "none", CONV),
+    (CONV, "none", CONV, "none", SKIP, "none"),
+    (SKIP, CONV, "none", SKIP, CONV, CONV),
+    (CONV, SKIP, "none", SKIP, CONV, CONV),
+)
+"""The first and the third cell compute what `CANONICAL` does, the last two the same as well."""
+
+
+def score_cells(cells, out, **changes):
+    """The scores of cells that are given by their operations."""
+    listed = out.with_suffix(".txt")
+    listed.write_text("\n".join(Nasbench201Genotype(ops).to_text() for ops in cells))
+    config = dataclasses.replace(CONFIG, genotypes=str(listed), **changes)
+    return runs.score.score(config, out)
+
+
+def test_scores_of_canonical_forms(tmp_path):
+    """Each is computed once, and stands for all architectures that have that form."""
+    scores = score_cells(ALIKE, tmp_path / "scores.csv", canonical=True)
+    assert [row.seconds > 0 for row in scores.rows] == [True, True, False, True, False]
+    record = json.loads((tmp_path / "scores.json").read_text())
+    assert record["num_scored"] == scores.num_scored == 3 and record["num_archs"] == 5
+    assert record["config"]["canonical"] is True
+    plain = score_cells((CANONICAL, *ALIKE), tmp_path / "plain.csv")
+    assert plain.num_scored == 6 and all(row.seconds for row in plain.rows)
+    for name, (values,) in scores.values.items():
+        assert values[0] == values[2] and values[3] == values[4]
+        np.testing.assert_allclose(values[0], plain.values[name][0, 0], rtol=1e-5)
+    values = plain.values["grad_norm"][0]
+    assert not np.isclose(values[0], values[1], rtol=1e-3)
+
+
+def test_the_first_architecture_stands_for_a_form_that_the_space_has_not(tmp_path):
+    cells = [
+        (one, other, "none", "none", POOL, POOL) for one, other in ((POOL, CONV), (CONV, POOL))
+    ]
+    form = Nasbench201Genotype(cells[0]).canonical()
+    assert form == Nasbench201Genotype(cells[1]).canonical() and SKIP in form.ops
+    changes = {"ops": ("none", CONV, POOL), "proxies": ("grad_norm",)}
+    plain = score_cells(cells, tmp_path / "plain.csv", **changes).values["grad_norm"][0]
+    scores = score_cells(cells, tmp_path / "scores.csv", **changes, canonical=True)
+    assert scores.num_scored == 1
+    np.testing.assert_allclose(scores.values["grad_norm"][0], plain[0], rtol=1e-5)
+    assert not np.isclose(*plain, rtol=1e-3)
+
+
+def test_scores_of_canonical_forms_go_on_where_they_were_killed(tmp_path, monkeypatch):
+    changes = {"canonical": True, "seeds": 2, "proxies": ("grad_norm",)}
+    whole = score_cells(ALIKE, tmp_path / "whole.csv", **changes)
+    monkeypatch.setattr(runs.score, "_SECONDS_BETWEEN_WRITES", 0.0)
+    config = dataclasses.replace(CONFIG, genotypes=str(tmp_path / "whole.txt"), **changes)
+    out, done = tmp_path / "scores.csv", []
+
+    def stop(progress):
+        if progress.stage == "scoring":
+            done.append(progress.done)
+            if len(done) == 5:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        runs.score.score(config, out, on_progress=stop)
+    assert len(without_seconds(out)) == 7
+    again = runs.score.score(config, out, resume=True, on_progress=stop)
+    assert done == [2, 3, 5, 7, 8, 8, 10]
+    assert without_seconds(out) == without_seconds(tmp_path / "whole.csv")
+    assert again.num_scored == whole.num_scored == 3
 
 
 @pytest.mark.parametrize(

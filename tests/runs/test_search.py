@@ -206,6 +206,7 @@ SMALL = {
     "nasbench1shot1-1": (("conv1x1-bn-relu", "maxpool3x3"), 1),
     "nasbench1shot1-2": (("conv1x1-bn-relu", "maxpool3x3"), 1),
     "nasbench1shot1-3": (("conv1x1-bn-relu", "maxpool3x3"), 1),
+    "transnas101": (("skip_connect", "nor_conv_3x3"), 1),
 }
 
 
@@ -215,7 +216,7 @@ SMALL = {
         "nasbench1shot1-1",
         *[
             pytest.param(space, marks=pytest.mark.slow)
-            for space in ("darts", "nasbench1shot1-2", "nasbench1shot1-3")
+            for space in ("darts", "nasbench1shot1-2", "nasbench1shot1-3", "transnas101")
         ],
     ],
 )

@@ -1,0 +1,249 @@
+"""`nasi select`: the architecture that several proxies rank highest, of those that it looks at."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from nasi_jax import config as configuration
+from nasi_jax.cells import genotype_to_dict
+from nasi_jax.config import SelectConfig
+from nasi_jax.report.cells import draw_genotype
+from nasi_jax.report.curves import draw_fitness
+from nasi_jax.report.figures import save
+from nasi_jax.runs import score
+from nasi_jax.runs.score import (
+    Row,
+    Scorer,
+    in_space,
+    keys_of,
+    known_rows,
+    norms_of,
+    proxies_of,
+)
+from nasi_jax.runs.search import datasets_of, space_of
+from nasi_jax.search.aggregate import log_rank
+from nasi_jax.search.evolution import Propose, random_search, regularized_evolution
+from nasi_jax.storage.directory import RunDirectory, provenance
+from nasi_jax.storage.files import csv_text, json_text
+from nasi_jax.types import Batch, OnProgress, Progress, SearchSpace
+
+FILES = (
+    "config.json",
+    "scores.csv",
+    "result.json",
+    "cells.svg",
+    "cells.png",
+    "history.png",
+)
+"""The files of a selection's run directory; `overwrite` removes no others."""
+
+_SECONDS_BETWEEN_WRITES = 5.0
+_PROPOSALS_PER_NETWORK = 50
+
+
+def run_directory(out: Path) -> RunDirectory:
+    """The run directory of a selection."""
+    return RunDirectory(out, "selection", FILES, added={})
+
+
+def saved(out: Path) -> SelectConfig:
+    """Reads the configuration of a selection from its run directory.
+
+    Raises:
+      ValueError: if the directory holds none, or it cannot be read.
+    """
+    return score.saved(run_directory(out), SelectConfig)
+
+
+def select(
+    config: SelectConfig,
+    out: Path,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    on_progress: OnProgress = lambda progress: None,
+) -> dict[str, Any]:
+    """Looks at architectures, and selects the one whose `log_rank` by all proxies is the highest.
+
+    Ranks are over all that was looked at, so that evolution computes them anew after every network.
+    With several seeds the sums over proxies are added.
+
+    Args:
+      config: the configuration.
+      out: the directory for `FILES`; scores.csv has a line for each seed and network, in the order
+        in which they were looked at.
+      resume: whether to go on with the selection in the directory, if there is one. The result is
+        that of an unbroken one.
+      overwrite: whether to replace what an earlier selection left there.
+      on_progress: called as it goes on.
+
+    Returns:
+      What stands in `result.json`.
+
+    Raises:
+      ValueError: for a wrong configuration, data that cannot be used, a directory that is in use,
+        or holds another selection, or a space of fewer networks than the budget.
+    """
+    space, datasets = space_of(config), datasets_of(config)
+    proxies = proxies_of(config, config.proxies)
+    num_classes = datasets(config.seed).num_classes
+    columns = ("seed", "genotype", *proxies, "seconds")
+    seeds = range(config.seed, config.seed + config.seeds)
+
+    def batch_of(seed: int) -> Batch:
+        return datasets(seed).batch(keys_of(seed)["data"], 0, config.batch_size)
+
+    directory = run_directory(out)
+    settings = configuration.to_dict(config)
+    with (
+        directory.begun(settings, resume=resume, overwrite=overwrite),
+        jax.default_matmul_precision(config.matmul_precision),
+    ):
+        table = directory.folder / "scores.csv"
+        known = known_rows(table, columns, proxies) if table.exists() else {}
+        looked_at = _History(config, space)
+        on_progress(Progress("compiling", config.budget, 0))
+        first = looked_at.proposed(1)
+        scorer = Scorer(
+            config,
+            proxies,
+            num_classes,
+            batch_of,
+            seed=config.seed,
+            weights=space.one_hot(first[0]),
+            there_are=config.budget,
+        )
+        on_progress(Progress("compiled", config.budget, 0))
+        written = time.monotonic()
+        looked_at = _History(config, space)
+        while (missing := config.budget - len(looked_at.genotypes)) > 0:
+            chosen = looked_at.proposed(min(scorer.num_at_once, missing))
+            rows = []
+            for seed in seeds:
+                texts = [genotype.to_text() for genotype in chosen]
+                if all((seed, text) in known for text in texts):
+                    rows += [known[seed, text] for text in texts]
+                    continue
+                found, seconds = scorer(seed, [space.one_hot(genotype) for genotype in chosen])
+                rows += [
+                    Row(seed, text, values, seconds)
+                    for text, values in zip(texts, found, strict=True)
+                ]
+            looked_at.add(chosen, rows)
+            each_seconds = len(seeds) * float(np.mean([row.seconds for row in looked_at.rows]))
+            done = len(looked_at.genotypes)
+            on_progress(Progress("selecting", config.budget, done, each_seconds))
+            if time.monotonic() - written > _SECONDS_BETWEEN_WRITES:
+                directory.write("scores.csv", _csv(columns, looked_at.rows))
+                written = time.monotonic()
+        directory.write("scores.csv", _csv(columns, looked_at.rows))
+        result = _result(config, space, looked_at, scorer, num_classes)
+        _draw(directory, result, looked_at)
+        # Last: where it stands, all stand.
+        directory.write("result.json", json_text(result))
+    return result
+
+
+class _History:
+    """The networks looked at, and the proposals of those to come, which depend on nothing else."""
+
+    def __init__(self, config: SelectConfig, space: SearchSpace) -> None:
+        self._config, self._space = config, space
+        self._propose = _method(config, space)
+        self._key = keys_of(config.seed)["architectures"]
+        self._attempts, self._seen = 0, set[Any]()
+        self.genotypes: list[Any] = []
+        self.rows: list[Row] = []
+        self.fitness = np.zeros(0)
+
+    def proposed(self, count: int) -> list[Any]:
+        """The next networks, none of which computes the function of another."""
+        chosen: list[Any] = []
+        most = _PROPOSALS_PER_NETWORK * self._config.budget
+        while len(chosen) < count:
+            if self._attempts == most:
+                raise ValueError(
+                    f"budget must be within what there is to find, got {self._config.budget}, and "
+                    f"only {len(self._seen)} different networks came up"
+                )
+            key = jax.random.fold_in(self._key, self._attempts)
+            self._attempts += 1
+            genotype = self._propose(key, self.genotypes, self.fitness)
+            form = genotype.canonical()
+            if form not in self._seen:
+                self._seen.add(form)
+                chosen.append(in_space(self._space, form, genotype))
+        return chosen
+
+    def add(self, genotypes: Sequence[Any], rows: Sequence[Row]) -> None:
+        """Adds networks with their rows, those of one seed after the other."""
+        self.genotypes += genotypes
+        self.rows += rows
+        names = dict.fromkeys(self._config.proxies)
+        of_seeds: dict[int, list[Mapping[str, float]]] = {}
+        for row in self.rows:
+            of_seeds.setdefault(row.seed, []).append(row.values)
+        self.fitness = sum(
+            (
+                log_rank([[each[name] for each in values] for name in names])
+                for values in of_seeds.values()
+            ),
+            np.zeros(len(self.genotypes)),
+        )
+
+
+def _method(config: SelectConfig, space: SearchSpace) -> Propose:
+    if config.method == "random":
+        return random_search(space)
+    return regularized_evolution(space, population=config.population, tournament=config.tournament)
+
+
+def _csv(columns: Sequence[str], rows: Sequence[Row]) -> str:
+    lines = ([row.seed, row.genotype, *row.values.values(), row.seconds] for row in rows)
+    return csv_text(columns, lines)
+
+
+def _result(
+    config: SelectConfig,
+    space: SearchSpace,
+    looked_at: _History,
+    scorer: Scorer,
+    num_classes: int,
+) -> dict[str, Any]:
+    best = int(np.argmax(looked_at.fitness))
+    genotype = looked_at.genotypes[best]
+    text = genotype.to_text()
+    return {
+        "space": space.name,
+        "text": text,
+        "genotype": genotype_to_dict(genotype),
+        "fitness": float(looked_at.fitness[best]),
+        "scores": {str(row.seed): row.values for row in looked_at.rows if row.genotype == text},
+        "number": best + 1,
+        "num_scored": len(looked_at.genotypes),
+        "norm": dict(norms_of(config, proxies_of(config, config.proxies))),
+        "num_classes": num_classes,
+        "seed": config.seed,
+        "config": configuration.to_dict(config),
+        "seconds": {
+            "compile": scorer.compile_seconds,
+            "score": float(sum(row.seconds for row in looked_at.rows)),
+        },
+        **provenance(),
+        **genotype.record(),
+    }
+
+
+def _draw(directory: RunDirectory, result: Mapping[str, Any], looked_at: _History) -> None:
+    config = result["config"]
+    title = f"{config['method']} in {result['space']} by {', '.join(config['proxies'])}"
+    cells = draw_genotype(looked_at.genotypes[result["number"] - 1], title=title)
+    save(cells, directory.folder / "cells.svg")
+    save(cells, directory.folder / "cells.png")
+    save(draw_fitness(looked_at.fitness, title=title), directory.folder / "history.png")

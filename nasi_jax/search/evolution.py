@@ -1,0 +1,74 @@
+"""The next architecture to look at, from the scores of those before: random search, evolution."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from nasi_jax.types import SearchSpace
+
+Propose = Callable[[jax.Array, Sequence[Any], np.ndarray], Any]
+"""Maps a random key, all architectures so far and the fitness of each to the next architecture."""
+
+
+def random_search(space: SearchSpace) -> Propose:
+    """Proposes architectures drawn uniformly, whatever those before them scored."""
+
+    def propose(key: jax.Array, genotypes: Sequence[Any], fitness: np.ndarray) -> Any:
+        return space.sample(key)
+
+    return propose
+
+
+def regularized_evolution(
+    space: SearchSpace, *, population: int = 64, tournament: int = 16
+) -> Propose:
+    """Proposes mutations of the fittest of some of the youngest architectures.
+
+    The population are the last `population` architectures: with each new one the oldest dies,
+    however fit it is (Real et al., AAAI 2019, arXiv:1802.01548). Of it `tournament` are drawn, and
+    the fittest of these is `mutated`. Until there is a population, architectures are random.
+
+    Args:
+      space: the search space.
+      population: how many architectures are alive.
+      tournament: how many of them compete to be the parent.
+    """
+
+    def propose(key: jax.Array, genotypes: Sequence[Any], fitness: np.ndarray) -> Any:
+        if len(genotypes) < population:
+            return space.sample(key)
+        key_of_tournament, key_of_child = jax.random.split(key)
+        order = jax.random.permutation(key_of_tournament, population)[:tournament]
+        drawn = len(genotypes) - population + np.asarray(order)
+        parent = drawn[np.argmax(fitness[drawn])]
+        return mutated(key_of_child, space, genotypes[parent])
+
+    return propose
+
+
+def mutated(key: jax.Array, space: SearchSpace, genotype: Any) -> Any:
+    """Another architecture, with one choice of a row of alpha drawn anew.
+
+    Args:
+      key: random key, consumed.
+      space: the search space.
+      genotype: an architecture of the space.
+
+    Raises:
+      ValueError: if the space has no other architecture.
+    """
+    weights = space.one_hot(genotype)
+    rows = [(name, row) for name, each in weights.items() for row in range(len(each))]
+    for key_of_attempt in jax.random.split(key, 100):
+        key_of_row, key_of_logits = jax.random.split(key_of_attempt)
+        name, row = rows[int(jax.random.randint(key_of_row, (), 0, len(rows)))]
+        # Beside the 0 and 1 of the others, so that in DARTS another edge can win, or lose.
+        logits = 2 * jax.random.uniform(key_of_logits, weights[name].shape[1:])
+        child = space.discretize({**weights, name: weights[name].at[row].set(logits)})
+        if child != genotype:
+            return child
+    raise ValueError(f"there is no other architecture in {space.name} to mutate {genotype} to")
