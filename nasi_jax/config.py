@@ -237,6 +237,8 @@ class SearchConfig(Step, Network, Images, Supernet):
         and corrected for all choices: where no option is better, it calls any of them sure in at
         most 5% of all searches.
       batch_size: examples b in a mini-batch.
+      proxy: x, whose derivative in alpha is taken: batch_gradient, which is NASI's, or another
+        proxy, with a nu of its own scale. loss, derivative and micro_batches are those of NASI's.
       penalty: mu, the weight of the constraint; 1 caps the objective at nu, 2 makes it a tent.
       constraint: nu, the initial one if the rule changes it.
       constraint_rule: fixed, adaptive (running mean of x that includes nu) or quantile (of x over
@@ -264,6 +266,7 @@ class SearchConfig(Step, Network, Images, Supernet):
     steps: Count | None = None
     until_sure: bool = False
     batch_size: Count | None = None
+    proxy: str = "batch_gradient"
     penalty: Weight | None = None
     constraint: Weight | None = None
     constraint_rule: ConstraintRule | None = None

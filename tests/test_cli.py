@@ -262,6 +262,7 @@ def test_a_file_is_no_output_directory(result, refused):
         ("search --loss hinge", ["--loss", "'hinge'", "'cross_entropy'", "'mse'"]),
         ("search --derivative both", ["--derivative", "'both'", "'forward'", "'reverse'"]),
         ("search --constraint-rule mean", ["--constraint-rule", "'mean'", "'fixed'", "'adaptive'"]),
+        ("select --method best", ["--method", "'best'", "'random'", "'evolution'"]),
         ("score --norm layer", ["--norm", "'layer'", "'batch'", "'frozen'", "'none'"]),
         ("train x --recipe slow", ["--recipe", "'slow'", "'quick'", "'darts-cifar10'"]),
         ("train x --schedule step", ["--schedule", "'step'", "'cosine'", "'linear'"]),
@@ -279,7 +280,7 @@ def test_a_wrong_command_line_is_refused(capsys, arguments, words):
         assert word.lower() in err.lower()
 
 
-@pytest.mark.parametrize("command", [[], ["search"], ["show"]])
+@pytest.mark.parametrize("command", [[], ["search"], ["select"], ["show"]])
 def test_help(capsys, command):
     with pytest.raises(SystemExit) as caught:
         main([*command, "--help"])
@@ -333,6 +334,7 @@ LESS_OF_A_CALL = "lower --batch-size or --archs-per-call"
 @pytest.mark.parametrize(
     ("module", "function", "arguments", "advice"),
     [
+        (runs.select, "select", ["select"], LESS_OF_A_CALL),
         (runs.score, "score", ["score"], LESS_OF_A_CALL),
         (runs.compare, "compare", ["compare"], LESS_OF_A_CALL),
         (runs.rank, "rank", ["rank", "--table", "t", "--column", "c"], LESS_OF_A_CALL),
@@ -574,6 +576,27 @@ def test_score(tmp_path, capsys):
     assert len(out.read_text().splitlines()) == 5
 
 
+def test_select(tmp_path, capsys):
+    flags = shlex.split(
+        "--space toy:Chains --norm none --image-size 8 --batch-size 4 --seed 2 --proxies grad_norm "
+        "flops --budget 3 --population 2 --tournament 1"
+    )
+    main(["select", *flags, "--out", str(tmp_path)])
+    captured = capsys.readouterr()
+    first, summary, wrote = captured.out.splitlines()
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert first == result["text"] and result["num_scored"] == 3
+    assert summary.startswith(
+        f"chains, evolution by grad_norm, flops, seed 2: network {result['number']} of 3, scored "
+    )
+    assert wrote == f"wrote {tmp_path}/result.json, scores.csv, cells.svg, history.png"
+    compiling, compiled, selecting = captured.err.splitlines()[:3]
+    assert compiling.startswith("compiling the scores of toy:Chains, ")
+    assert compiled.startswith("compiled in ") and selecting.startswith("selecting  1/3  0:00:0")
+    main(["show", str(tmp_path / "result.json"), "--space", "toy:Chains"])
+    assert capsys.readouterr().out == first + "\n"
+
+
 def test_compare(tmp_path, capsys):
     main(["compare", *POPULATION, "--out", str(tmp_path / "out")])
     out = capsys.readouterr().out
@@ -591,6 +614,10 @@ def test_compare(tmp_path, capsys):
         ("score --genotypes nowhere", "cannot read genotypes from nowhere: "),
         ("score --resume --overwrite", "--resume and --overwrite exclude each other"),
         ("score --space nasbench", "unknown space 'nasbench'; known: darts, "),
+        ("select --proxies accuracy", "unknown proxy 'accuracy'; known: batch_gradient, "),
+        ("select --budget 0", "budget must be an integer from 1 to 2147483647, got 0"),
+        ("select --tournament 65", "tournament must be at most population, 64, got 65"),
+        ("select --resume --overwrite", "--resume and --overwrite exclude each other"),
         ("compare --proxies accuracy", "unknown proxy 'accuracy'; known: batch_gradient, "),
         ("compare --data nowhere.npz", "there is no file or folder nowhere.npz; digits"),
     ],

@@ -57,6 +57,7 @@ EXPLICIT = {
     "labels": "random",
     "steps": 7,
     "batch_size": 3,
+    "proxy": "snip",
     "penalty": 0.5,
     "constraint": 12,
     "constraint_rule": "quantile",

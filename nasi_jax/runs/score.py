@@ -411,6 +411,7 @@ class Scorer:
         seed: int,
         weights: Alpha,
         there_are: int,
+        num_kept: int = 1,
     ) -> None:
         """Compiles.
 
@@ -422,10 +423,12 @@ class Scorer:
           seed: of the first call.
           weights: one-hot weights of the first network.
           there_are: how many networks there are to score in all.
+          num_kept: of how many seeds to keep parameters and batch, where calls are of several in
+            turn.
         """
         self._proxies, self._batch_of, self._example = proxies, batch_of, weights
         self._draw, self._score_weights = functions_of(config, proxies, num_classes)
-        self._drawn = functools.lru_cache(maxsize=1)(self._draw_of)  # seeds come one after another
+        self._drawn = functools.lru_cache(maxsize=num_kept)(self._draw_of)
         self.num_compilations = 0
         begin = time.perf_counter()
         self._program, self.num_at_once = _fitting(

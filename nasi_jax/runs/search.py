@@ -27,7 +27,8 @@ from nasi_jax.cells import (
     search_space,
 )
 from nasi_jax.config import Config, ResolvedSearch, SearchConfig
-from nasi_jax.kernels import batch_gradient
+from nasi_jax.kernels import batch_gradient, proxy_named
+from nasi_jax.kernels.proxies.proxy import for_norm, norm_of
 from nasi_jax.report.cells import draw_genotype
 from nasi_jax.report.curves import draw_history
 from nasi_jax.report.figures import render, save
@@ -67,7 +68,12 @@ _SECONDS_BETWEEN_CHECKPOINTS = 5.0
 
 def run_directory(out: Path) -> RunDirectory:
     """The run directory of a search."""
-    added = {"samples_per_step": 1, "input_relaxation": None, "until_sure": False}
+    added = {
+        "samples_per_step": 1,
+        "input_relaxation": None,
+        "until_sure": False,
+        "proxy": "batch_gradient",
+    }
     return RunDirectory(out, "search", FILES, added={**ADDED, **added})
 
 
@@ -112,15 +118,20 @@ def build(config: ResolvedSearch, num_classes: int) -> tuple[SearchSpace, Search
     """Builds the search space and the search algorithm of a resolved configuration.
 
     Raises:
-      ValueError: for an unknown space or operation, or a size that is too small.
+      ValueError: for an unknown space, operation or proxy, a size that is too small, or a proxy of
+        networks without normalization in another norm mode.
     """
     space = space_of(config)
-    proxy = functools.partial(
-        batch_gradient,
-        loss=config.loss,
-        derivative=config.derivative,
-        num_micro_batches=config.micro_batches,
-    )
+    proxy = for_norm(proxy_named(config.proxy), config.norm)
+    if (norm := norm_of(proxy, config.norm)) != config.norm:
+        raise ValueError(f"norm must be {norm} with proxy {config.proxy}, got {config.norm}")
+    if proxy is batch_gradient:
+        proxy = functools.partial(
+            batch_gradient,
+            loss=config.loss,
+            derivative=config.derivative,
+            num_micro_batches=config.micro_batches,
+        )
     algorithm = nasi_search.nasi(
         space,
         num_classes=num_classes,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import math
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -45,6 +47,8 @@ FILES = (
 
 _SECONDS_BETWEEN_WRITES = 5.0
 _PROPOSALS_PER_NETWORK = 50
+_PROPOSALS_IN_VAIN = 20
+"""In a row, after which a random one is looked at: all mutations of a parent may be known."""
 
 
 def run_directory(out: Path) -> RunDirectory:
@@ -96,9 +100,11 @@ def select(
     columns = ("seed", "genotype", *proxies, "seconds")
     seeds = range(config.seed, config.seed + config.seeds)
 
+    @functools.cache
     def batch_of(seed: int) -> Batch:
         return datasets(seed).batch(keys_of(seed)["data"], 0, config.batch_size)
 
+    batch_of(config.seed)
     directory = run_directory(out)
     settings = configuration.to_dict(config)
     with (
@@ -118,24 +124,28 @@ def select(
             seed=config.seed,
             weights=space.one_hot(first[0]),
             there_are=config.budget,
+            num_kept=config.seeds,
         )
         on_progress(Progress("compiled", config.budget, 0))
         written = time.monotonic()
         looked_at = _History(config, space)
         while (missing := config.budget - len(looked_at.genotypes)) > 0:
             chosen = looked_at.proposed(min(scorer.num_at_once, missing))
-            rows = []
+            rows, are_new = [], False
             for seed in seeds:
                 texts = [genotype.to_text() for genotype in chosen]
                 if all((seed, text) in known for text in texts):
                     rows += [known[seed, text] for text in texts]
                     continue
                 found, seconds = scorer(seed, [space.one_hot(genotype) for genotype in chosen])
+                are_new = True
                 rows += [
                     Row(seed, text, values, seconds)
                     for text, values in zip(texts, found, strict=True)
                 ]
             looked_at.add(chosen, rows)
+            if not are_new:
+                continue
             each_seconds = len(seeds) * float(np.mean([row.seconds for row in looked_at.rows]))
             done = len(looked_at.genotypes)
             on_progress(Progress("selecting", config.budget, done, each_seconds))
@@ -155,7 +165,7 @@ class _History:
 
     def __init__(self, config: SelectConfig, space: SearchSpace) -> None:
         self._config, self._space = config, space
-        self._propose = _method(config, space)
+        self._propose, self._random = _method(config, space), random_search(space)
         self._key = keys_of(config.seed)["architectures"]
         self._attempts, self._seen = 0, set[Any]()
         self.genotypes: list[Any] = []
@@ -165,6 +175,7 @@ class _History:
     def proposed(self, count: int) -> list[Any]:
         """The next networks, none of which computes the function of another."""
         chosen: list[Any] = []
+        in_vain = 0
         most = _PROPOSALS_PER_NETWORK * self._config.budget
         while len(chosen) < count:
             if self._attempts == most:
@@ -174,9 +185,12 @@ class _History:
                 )
             key = jax.random.fold_in(self._key, self._attempts)
             self._attempts += 1
-            genotype = self._propose(key, self.genotypes, self.fitness)
+            propose = self._propose if in_vain < _PROPOSALS_IN_VAIN else self._random
+            genotype = propose(key, self.genotypes, self.fitness)
             form = genotype.canonical()
+            in_vain += 1
             if form not in self._seen:
+                in_vain = 0
                 self._seen.add(form)
                 chosen.append(in_space(self._space, form, genotype))
         return chosen
@@ -224,7 +238,9 @@ def _result(
         "text": text,
         "genotype": genotype_to_dict(genotype),
         "fitness": float(looked_at.fitness[best]),
-        "scores": {str(row.seed): row.values for row in looked_at.rows if row.genotype == text},
+        "scores": {
+            str(row.seed): _finite(row.values) for row in looked_at.rows if row.genotype == text
+        },
         "number": best + 1,
         "num_scored": len(looked_at.genotypes),
         "norm": dict(norms_of(config, proxies_of(config, config.proxies))),
@@ -238,6 +254,10 @@ def _result(
         **provenance(),
         **genotype.record(),
     }
+
+
+def _finite(values: Mapping[str, float]) -> dict[str, float | None]:
+    return {name: value if math.isfinite(value) else None for name, value in values.items()}
 
 
 def _draw(directory: RunDirectory, result: Mapping[str, Any], looked_at: _History) -> None:

@@ -64,11 +64,14 @@ def mutated(key: jax.Array, space: SearchSpace, genotype: Any) -> Any:
     weights = space.one_hot(genotype)
     rows = [(name, row) for name, each in weights.items() for row in range(len(each))]
     for key_of_attempt in jax.random.split(key, 100):
-        key_of_row, key_of_logits = jax.random.split(key_of_attempt)
+        key_of_row, key_of_logits, key_of_strengths = jax.random.split(key_of_attempt, 3)
         name, row = rows[int(jax.random.randint(key_of_row, (), 0, len(rows)))]
-        # Beside the 0 and 1 of the others, so that in DARTS another edge can win, or lose.
+        # Beside the 0 and less than 1 of the others, so that in DARTS another edge can win, and
+        # either of the two that a node has can lose.
+        strengths = jax.random.uniform(key_of_strengths, (len(weights[name]), 1), minval=0.5)
         logits = 2 * jax.random.uniform(key_of_logits, weights[name].shape[1:])
-        child = space.discretize({**weights, name: weights[name].at[row].set(logits)})
+        drawn = (weights[name] * strengths).at[row].set(logits)
+        child = space.discretize({**weights, name: drawn})
         if child != genotype:
             return child
     raise ValueError(f"there is no other architecture in {space.name} to mutate {genotype} to")

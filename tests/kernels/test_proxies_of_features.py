@@ -12,6 +12,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from nasi_jax.cells import search_space
 from nasi_jax.kernels.blocks import block_outputs, features
+from nasi_jax.kernels.proxies import az_nas
 from nasi_jax.kernels.proxies.apd import apd
 from nasi_jax.kernels.proxies.az_nas import expressivity, progressivity, trainability
 from nasi_jax.kernels.proxies.epsinas import epsinas
@@ -20,6 +21,7 @@ from nasi_jax.kernels.proxies.intrain import intrain, participation_ratio
 from nasi_jax.kernels.proxies.lswag import lswag
 from nasi_jax.kernels.proxies.meco import meco
 from nasi_jax.kernels.proxies.near import near
+from nasi_jax.kernels.proxies.proxy import all_scores
 from nasi_jax.kernels.proxies.swap import NUM_EXAMPLES, swap
 from nasi_jax.kernels.proxies.vkdnw import vkdnw, vkdnw_fisher
 from nasi_jax.kernels.proxies.zen import zen
@@ -176,6 +178,44 @@ def test_trainability_of_blocks_that_read_two_others_and_of_an_identity():
     expected = np.mean([gain(into_h0, g1), gain(1.5 * g2, g2)])
     result = compute(trainability, functools.partial(chain, last=0.5), params, batch)
     np.testing.assert_allclose(result, expected, rtol=1e-9)
+
+
+def test_what_is_computed_together_is_what_is_computed_alone(monkeypatch):
+    """From the same key, and once for each function."""
+    params, batch = problem()
+    counted, outputs_of = [], az_nas.block_outputs
+
+    def block_outputs(apply_fn, *args):
+        counted.append(apply_fn)
+        return outputs_of(apply_fn, *args)
+
+    monkeypatch.setattr(az_nas, "block_outputs", block_outputs)
+    trio = {each.__name__: each for each in (expressivity, progressivity, trainability)}
+
+    def scores_of(proxies, **others):
+        def scores(params, batch):
+            return all_scores(key_of, apply_fns, proxies, params, batch)
+
+        def key_of(name):
+            return jax.random.key(len(name))
+
+        apply_fns = dict.fromkeys(proxies, network) | others
+        counted.clear()
+        return jax.jit(scores)(params, batch), len(counted)
+
+    def total(key, apply_fn, params, batch):
+        return jnp.sum(apply_fn(params, batch.inputs))
+
+    together, num_calls = scores_of({"total": total, **trio})
+    for name, proxy in trio.items():
+        alone, num_alone = scores_of({name: proxy})
+        assert alone[name] == pytest.approx(float(together[name]), rel=1e-9)
+        assert num_alone == num_calls > 0
+    assert together.keys() == {"total", *trio} and len({*map(float, together.values())}) == 4
+    apart, twice = scores_of(trio, expressivity=unnormalized)
+    assert twice == 2 * num_calls
+    assert apart["trainability"] == together["trainability"]
+    assert apart["expressivity"] != together["expressivity"]
 
 
 def test_blocks_in_every_space():

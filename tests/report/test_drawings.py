@@ -13,7 +13,7 @@ from nasi_jax.cells.darts import DARTS_OPS, DartsGenotype
 from nasi_jax.cells.nasbench101 import NASBENCH101_OPS, Nasbench101Genotype
 from nasi_jax.cells.nasbench201 import NASBENCH201_OPS, Nasbench201Genotype
 from nasi_jax.report.cells import draw_genotype
-from nasi_jax.report.curves import draw_history, draw_scatter
+from nasi_jax.report.curves import draw_fitness, draw_history, draw_scatter
 from nasi_jax.report.figures import save
 
 
@@ -354,6 +354,23 @@ def test_history_refuses_missing_and_unequal_arrays():
         draw_history(HISTORY | {"nu": np.ones(3)})
     with pytest.raises(ValueError, match=r"one shape \[T\]"):
         draw_history({name: np.ones((2, 2)) for name in HISTORY})
+
+
+def test_fitness_shows_the_best_so_far():
+    fitness = np.array([-3.0, -1.0, -2.0, -0.5, -4.0])
+    figure = draw_fitness(fitness, title="a $5 title")
+    (axes,) = figure.axes
+    shown = _lines(axes)
+    np.testing.assert_array_equal(shown["network"], fitness)
+    np.testing.assert_array_equal(shown["best so far"], [-3, -1, -1, -0.5, -0.5])
+    for line in axes.lines:
+        np.testing.assert_array_equal(line.get_xdata(), [1, 2, 3, 4, 5])
+    assert axes.get_xlabel() == "networks scored" and "log ranks" in axes.get_ylabel()
+    assert figure.get_suptitle() == "a $5 title"
+
+
+def test_fitness_of_one_network(tmp_path):
+    save(draw_fitness(np.zeros(1)), tmp_path / "history.png")
 
 
 def test_scatter_has_a_panel_a_score():

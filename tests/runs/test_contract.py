@@ -22,7 +22,7 @@ import toy
 from helpers import assert_one_line, held, snapshot
 
 from nasi_jax import cli, data, runs
-from nasi_jax.config import RankConfig, ScoreConfig, SearchConfig
+from nasi_jax.config import RankConfig, ScoreConfig, Scoring, SearchConfig, SelectConfig
 from nasi_jax.storage import files
 from nasi_jax.training.recipes import TrainConfig
 
@@ -38,6 +38,9 @@ IN_TOY: dict[str, Any] = {**SIZES, "space": "toy:Chains"}
 SCORES: dict[str, Any] = {"num_archs": 4, "proxies": ("grad_norm",)}
 SEARCH = SearchConfig(**IN_TOY, steps=3, penalty=2.0)
 SCORE = ScoreConfig(**IN_TOY, **SCORES)
+SELECT = SelectConfig(
+    **IN_TOY, proxies=("grad_norm", "flops"), budget=3, population=2, tournament=2
+)
 OPS = ("skip_connect", "avg_pool_3x3", "none")
 RANK = RankConfig(**SIZES, **SCORES, ops=OPS, table=("table.csv",), column="val_200")
 TRAIN = TrainConfig(
@@ -52,7 +55,7 @@ TRAIN = TrainConfig(
     seed=3,
 )
 GENOTYPE = toy.Chain(("conv", "skip"))
-WORK = ("searching", "scoring", "training")
+WORK = ("searching", "selecting", "scoring", "training")
 """The stages that go on in steps."""
 
 
@@ -116,6 +119,7 @@ def train_seeds(config, out, **options):
 
 
 SEARCHED = tuple(name for name in runs.search.FILES if name not in ("config.json", "checkpoint"))
+SELECTED = tuple(name for name in runs.select.FILES if name not in ("config.json", "scores.csv"))
 TRAINED = ("summary.json", "metrics.csv", "curves.png")
 RANKED = tuple(f"rank.{kind}" for kind in ("csv", "json", "png"))
 CASES = {
@@ -133,6 +137,22 @@ CASES = {
         left=1,
         removed=SEARCHED,
         writes=len(SEARCHED) + 1,
+        last="result.json",
+    ),
+    "select": Case(
+        config=SELECT,
+        run=runs.select.select,
+        directory=runs.select.run_directory,
+        out="run",
+        lock="run/.lock",
+        made=runs.select.FILES,
+        early={"config.json"},
+        changed=({"seed": 5, "budget": 2}, "the selection to resume has seed 2 not 5, budget 3 no"),
+        wrong=(*WRONG, *WRONG_OF_A_SPACE, {"proxies": ("x",)}),
+        stop=3,
+        left=1,
+        removed=SELECTED,
+        writes=len(SELECTED) + 2,
         last="result.json",
     ),
     "score": Case(
@@ -252,6 +272,7 @@ def keep_every_step(patch):
     patch.setattr(runs.search, "_SECONDS_BETWEEN_CHECKPOINTS", 0)
     patch.setattr(runs.train, "_SECONDS_BETWEEN_CHECKPOINTS", 0)
     patch.setattr(runs.score, "_SECONDS_BETWEEN_WRITES", 0)
+    patch.setattr(runs.select, "_SECONDS_BETWEEN_WRITES", 0)
 
 
 @pytest.fixture
@@ -498,19 +519,20 @@ def test_a_run_of_an_earlier_version_goes_on(case, finished, copy):
     record, entry = record_of(case, copy), case.directory(copy / case.out).entry
     content = json.loads(record.read_text())
     settings = content if entry is None else content[entry]
-    del settings["matmul_precision"]
-    settings.pop("samples_per_step", None)
+    added = case.directory(copy / case.out).added
+    for setting in added:
+        del settings[setting]
     if "table" in settings:  # there was one
         (settings["table"],) = settings["table"]
     record.write_text(json.dumps(content))
     for each in case.removed[1:]:
         (folder_of(case, copy) / each).unlink()
     cli.main(["resume", str(copy / case.out)])
-    assert case.directory(copy / case.out).settings()["matmul_precision"] == "default"
     found = case.directory(copy / case.out).settings()
+    assert found["matmul_precision"] == added.get("matmul_precision", "highest")
     if "table" in settings:
         settings["table"] = [settings["table"]]
-    assert {**settings, **case.directory(copy / case.out).added} == found
+    assert {**settings, **added} == found
 
 
 def test_other_settings_are_not_resumed(case, copy):
@@ -587,6 +609,7 @@ def test_a_full_disk_leaves_no_result(case, copy, finished, monkeypatch):
         with monkeypatch.context() as patch:
             patch.setattr(files.os, "fsync", fsync)
             patch.setattr(runs.score, "_SECONDS_BETWEEN_WRITES", 1e9)
+            patch.setattr(runs.select, "_SECONDS_BETWEEN_WRITES", 1e9)
             try:
                 run(case, copy, resume=True)
             except OSError:
@@ -670,8 +693,8 @@ def test_the_command_says_what_it_resumes(tmp_path, capsys):
 
     for path in (tmp_path, tmp_path / "missing", tmp_path / "scores.csv", tmp_path / "x" / "y.csv"):
         assert refused(path) == (
-            f"there is no run to resume at {path}: name the directory of a search, a training, a "
-            "comparison or a ranking, or the .csv file of scores"
+            f"there is no run to resume at {path}: name the directory of a search, a selection, "
+            "a training, a comparison or a ranking, or the .csv file of scores"
         )
     assert os.listdir(tmp_path) == []
     record = tmp_path / "scores.json"
@@ -688,7 +711,8 @@ def test_the_command_says_what_it_resumes(tmp_path, capsys):
     config = tmp_path / "config.json"
     for content in ("", "[]", "{"):
         config.write_text(content)
-        assert f"{config} is not the configuration of a search or training: " in refused(tmp_path)
+        kinds = "search, selection or training"
+        assert f"{config} is not the configuration of a {kinds}: " in refused(tmp_path)
     config.write_text("{}")
     assert f"{config} is not the configuration of a search: it has no " in refused(tmp_path)
     (tmp_path / "compare.json").write_text('{"config": {}}')
@@ -717,7 +741,8 @@ def test_images_are_opened_once_and_a_batch_made_once(name, case, tmp_path, monk
     monkeypatch.setattr(data.generated, "digits", counted_digits)
     monkeypatch.setattr(data.Dataset, "batch", counted_batch)
     monkeypatch.setattr(runs.train._Loop, "_batch", counted_read)
-    several = {"seeds": 2, "num_archs": 2} if isinstance(case.config, ScoreConfig) else {}
+    several = {"seeds": 2} if isinstance(case.config, Scoring) else {}
+    several |= {"num_archs": 2} if isinstance(case.config, ScoreConfig) else {}
     run(case, tmp_path, several)
     trains = name in ("train", "seeds")
     assert opened == (["train", "test"] if trains else ["all"])

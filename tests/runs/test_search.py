@@ -19,6 +19,7 @@ from nasi_jax import runs
 from nasi_jax import search as nasi_search
 from nasi_jax.cells import genotype_from_dict, parse_genotype
 from nasi_jax.config import SearchConfig, from_dict, to_dict
+from nasi_jax.kernels import PROXIES, batch_gradient
 from nasi_jax.storage import directory
 
 STEPS = tiny.CONFIG.steps
@@ -338,11 +339,31 @@ def test_a_claim_is_about_the_theta_0_of_the_samples(tmp_path, redraw, of):
     assert of in runs.search.search(config, tmp_path)["sure_of"]
 
 
+def tripled(key, apply_fn, params, batch):
+    return 3 * batch_gradient(key, apply_fn, params, batch)
+
+
+def test_a_proxy_in_the_place_of_x(finished, tmp_path, monkeypatch):
+    """Of three times x and three times nu the search is the same."""
+    monkeypatch.setitem(PROXIES, "tripled", tripled)
+    nu = tiny.CONFIG.resolved().constraint
+    config = dataclasses.replace(tiny.CONFIG, proxy="tripled", constraint=3 * nu)
+    runs.search.search(config, tmp_path)
+    (result, rows), (expected, expected_rows) = read(tmp_path), read(finished[0])
+    assert result["genotype"] == expected["genotype"]
+    for row, expected_row in zip(rows, expected_rows, strict=True):
+        assert float(row["x"]) == pytest.approx(3 * float(expected_row["x"]), rel=1e-5)
+    with pytest.raises(ValueError, match="norm must be none with proxy synflow, got batch"):
+        runs.search.search(
+            dataclasses.replace(config, proxy="synflow", norm="batch"), tmp_path / "o"
+        )
+
+
 def test_a_hard_search_of_an_earlier_version_goes_on(finished, copy):
     """What is now a relaxation was a switch."""
     path = copy / "config.json"
     settings = json.loads(path.read_text())
-    for name in ("relaxation", "input_relaxation", "until_sure"):
+    for name in ("relaxation", "input_relaxation", "until_sure", "proxy"):
         del settings[name]
     for hard, relaxation in ((True, "hard"), (False, "soft")):
         path.write_text(json.dumps({**settings, "hard": hard}))
