@@ -379,14 +379,23 @@ class ScoreConfig(Scoring):
     canonical: bool = False
 
 
+OF_SUPERNETS = ("prune", "perturb")
+"""The methods of a selection that score supernets without some of their options."""
+
+
 @settings
 class SelectConfig(Scoring):
     """What a selection by proxies depends on.
 
     Attributes:
-      method: which architectures to look at: random ones, or evolution, mutations of the best of
-        the last ones.
-      budget: how many networks to score. Architectures that compute the same function are one.
+      method: which architectures to look at: random ones; evolution, mutations of the best of the
+        last ones; prune, which takes options out of the supernet, in each round from every choice
+        the one that it is best without (TE-NAS); or perturb, which goes through the choices in a
+        random order and keeps what the supernet is worst without (Zero-Cost-PT). The last two are
+        not for darts, whose inputs are no choices of their own.
+      budget: how many networks random and evolution score. Architectures that compute the same
+        function are one. Those of one call of the device are proposed from the same history.
+      walks: how often perturb goes through all choices, to take the best of what it comes to.
       population: how many architectures are alive in evolution: the last ones.
       tournament: how many of these compete to be a parent.
       proxies: the scores. The architecture is selected whose sum of the logarithms of its ranks by
@@ -396,8 +405,9 @@ class SelectConfig(Scoring):
       ValueError: for a value that is not accepted; the message says what is.
     """
 
-    method: Literal["random", "evolution"] = "evolution"
+    method: Literal["random", "evolution", "prune", "perturb"] = "evolution"
     budget: Count = 1000
+    walks: Count = 10
     population: Count = 64
     tournament: Count = 16
     proxies: tuple[str, ...] = ("flops", "jacov", "expressivity", "trainability")

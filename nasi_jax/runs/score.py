@@ -337,7 +337,7 @@ def scored(
 
 
 def functions_of(
-    config: Scoring, proxies: Mapping[str, ProxyFn], num_classes: int
+    config: Scoring, proxies: Mapping[str, ProxyFn], num_classes: int, *, one_hot: bool = True
 ) -> tuple[Callable[..., Params], Callable[..., dict[str, jax.Array]]]:
     """Builds the pure functions that draw parameters and score one architecture.
 
@@ -345,6 +345,7 @@ def functions_of(
       config: the configuration.
       proxies: what scores, by name.
       num_classes: outputs of the supernet.
+      one_hot: whether weights are those of single architectures, so that nothing else is computed.
 
     Returns:
       `(key, inputs, weights) -> params`, which has the host draw the supernet's parameters, and
@@ -357,7 +358,7 @@ def functions_of(
     space = space_of(config)
     norms = norms_of(config, proxies)
     supernets = {
-        norm: space.supernet(num_classes, NetworkSpec(norm=norm, init=config.init), one_hot=True)
+        norm: space.supernet(num_classes, NetworkSpec(norm=norm, init=config.init), one_hot=one_hot)
         for norm in dict.fromkeys(norms.values())
     }
     supernet = next(iter(supernets.values()))  # their parameters are the same
@@ -412,6 +413,7 @@ class Scorer:
         weights: Alpha,
         there_are: int,
         num_kept: int = 1,
+        one_hot: bool = True,
     ) -> None:
         """Compiles.
 
@@ -425,9 +427,12 @@ class Scorer:
           there_are: how many networks there are to score in all.
           num_kept: of how many seeds to keep parameters and batch, where calls are of several in
             turn.
+          one_hot: see `functions_of`.
         """
         self._proxies, self._batch_of, self._example = proxies, batch_of, weights
-        self._draw, self._score_weights = functions_of(config, proxies, num_classes)
+        self._draw, self._score_weights = functions_of(
+            config, proxies, num_classes, one_hot=one_hot
+        )
         self._drawn = functools.lru_cache(maxsize=num_kept)(self._draw_of)
         self.num_compilations = 0
         begin = time.perf_counter()

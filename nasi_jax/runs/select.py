@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import numpy as np
 
 from nasi_jax import config as configuration
 from nasi_jax.cells import genotype_to_dict
-from nasi_jax.config import SelectConfig
+from nasi_jax.config import OF_SUPERNETS, SelectConfig
 from nasi_jax.report.cells import draw_genotype
 from nasi_jax.report.curves import draw_fitness
 from nasi_jax.report.figures import save
@@ -31,9 +31,10 @@ from nasi_jax.runs.score import (
 from nasi_jax.runs.search import datasets_of, space_of
 from nasi_jax.search.aggregate import log_rank
 from nasi_jax.search.evolution import Propose, random_search, regularized_evolution
+from nasi_jax.search.pruning import Masks, mixed_weights, num_supernets, perturb, prune, text_of
 from nasi_jax.storage.directory import RunDirectory, provenance
 from nasi_jax.storage.files import csv_text, json_text
-from nasi_jax.types import Batch, OnProgress, Progress, SearchSpace
+from nasi_jax.types import Alpha, Batch, OnProgress, Progress, SearchSpace
 
 FILES = (
     "config.json",
@@ -75,8 +76,9 @@ def select(
 ) -> dict[str, Any]:
     """Looks at architectures, and selects the one whose `log_rank` by all proxies is the highest.
 
-    Ranks are over all that was looked at, so that evolution computes them anew after every network.
-    With several seeds the sums over proxies are added.
+    Ranks are over all that was looked at, so that evolution computes them anew after every network;
+    of `prune` and `perturb` over the supernets that an option is chosen among, and at last over the
+    architectures that they come to. With several seeds the sums over proxies are added.
 
     Args:
       config: the configuration.
@@ -113,51 +115,105 @@ def select(
     ):
         table = directory.folder / "scores.csv"
         known = known_rows(table, columns, proxies) if table.exists() else {}
-        looked_at = _History(config, space)
-        on_progress(Progress("compiling", config.budget, 0))
-        first = looked_at.proposed(1)
+        of_supernets = config.method in OF_SUPERNETS
+        total = num_supernets(space, config.method, config.walks) or config.budget
+        on_progress(Progress("compiling", total, 0))
+        first = space.one_hot(_History(config, space).proposed(1)[0])
         scorer = Scorer(
             config,
             proxies,
             num_classes,
             batch_of,
             seed=config.seed,
-            weights=space.one_hot(first[0]),
+            weights=first,
             there_are=config.budget,
             num_kept=config.seeds,
+            one_hot=not of_supernets,
         )
-        on_progress(Progress("compiled", config.budget, 0))
-        written = time.monotonic()
-        looked_at = _History(config, space)
-        while (missing := config.budget - len(looked_at.genotypes)) > 0:
-            chosen = looked_at.proposed(min(scorer.num_at_once, missing))
-            rows, are_new = [], False
+        on_progress(Progress("compiled", total, 0))
+        written, rows = time.monotonic(), list[Row]()
+
+        def rows_of(networks: Mapping[str, Alpha]) -> list[Row]:
+            """The rows of up to `num_at_once` networks by text, those of a seed after another."""
+            nonlocal written
+            found, are_new = list[Row](), False
             for seed in seeds:
-                texts = [genotype.to_text() for genotype in chosen]
-                if all((seed, text) in known for text in texts):
-                    rows += [known[seed, text] for text in texts]
+                if all((seed, text) in known for text in networks):
+                    found += [known[seed, text] for text in networks]
                     continue
-                found, seconds = scorer(seed, [space.one_hot(genotype) for genotype in chosen])
                 are_new = True
-                rows += [
-                    Row(seed, text, values, seconds)
-                    for text, values in zip(texts, found, strict=True)
+                values, seconds = scorer(seed, list(networks.values()))
+                found += [
+                    Row(seed, text, each, seconds)
+                    for text, each in zip(networks, values, strict=True)
                 ]
-            looked_at.add(chosen, rows)
-            if not are_new:
-                continue
-            each_seconds = len(seeds) * float(np.mean([row.seconds for row in looked_at.rows]))
-            done = len(looked_at.genotypes)
-            on_progress(Progress("selecting", config.budget, done, each_seconds))
-            if time.monotonic() - written > _SECONDS_BETWEEN_WRITES:
-                directory.write("scores.csv", _csv(columns, looked_at.rows))
-                written = time.monotonic()
-        directory.write("scores.csv", _csv(columns, looked_at.rows))
-        result = _result(config, space, looked_at, scorer, num_classes)
+            rows.extend(found)
+            if are_new:
+                each_seconds = len(seeds) * float(np.mean([row.seconds for row in rows]))
+                on_progress(Progress("selecting", total, len(rows) // len(seeds), each_seconds))
+                if time.monotonic() - written > _SECONDS_BETWEEN_WRITES:
+                    directory.write("scores.csv", _csv(columns, rows))
+                    written = time.monotonic()
+            return found
+
+        if of_supernets:
+            looked_at = _from_supernets(config, space, rows_of, scorer.num_at_once)
+        else:
+            looked_at = _History(config, space)
+            while (missing := config.budget - len(looked_at.genotypes)) > 0:
+                chosen = looked_at.proposed(min(scorer.num_at_once, missing))
+                looked_at.add(chosen, rows_of(_one_hot(space, chosen)))
+        directory.write("scores.csv", _csv(columns, rows))
+        result = _result(config, space, looked_at, scorer, num_classes, rows)
         _draw(directory, result, looked_at)
         # Last: where it stands, all stand.
         directory.write("result.json", json_text(result))
     return result
+
+
+def _one_hot(space: SearchSpace, genotypes: Sequence[Any]) -> dict[str, Alpha]:
+    return {genotype.to_text(): space.one_hot(genotype) for genotype in genotypes}
+
+
+def _from_supernets(
+    config: SelectConfig,
+    space: SearchSpace,
+    rows_of: Callable[[Mapping[str, Alpha]], list[Row]],
+    num_at_once: int,
+) -> _History:
+    """The architectures that `prune` or walks of `perturb` come to."""
+
+    def fitness(candidates: Sequence[Masks]) -> np.ndarray:
+        named = {text_of(space, masks): mixed_weights(space, masks) for masks in candidates}
+        items = list(named.items())
+        parts = [items[at : at + num_at_once] for at in range(0, len(items), num_at_once)]
+        return _fitness(config, [row for part in parts for row in rows_of(dict(part))])
+
+    if config.method == "prune":
+        found = [prune(space, fitness)]
+    else:
+        keys = jax.random.split(keys_of(config.seed)["architectures"], config.walks)
+        found = [perturb(key, space, fitness) for key in keys]
+    looked_at = _History(config, space)
+    for genotype in dict.fromkeys(found):
+        looked_at.add([genotype], rows_of(_one_hot(space, [genotype])))
+    return looked_at
+
+
+def _fitness(config: SelectConfig, rows: Sequence[Row]) -> np.ndarray:
+    """The sum over seeds of the `log_rank` of networks among one another."""
+    names = dict.fromkeys(config.proxies)
+    of_seeds: dict[int, list[Mapping[str, float]]] = {}
+    for row in rows:
+        of_seeds.setdefault(row.seed, []).append(row.values)
+    sums: np.ndarray = np.sum(
+        [
+            log_rank([[each[name] for each in values] for name in names])
+            for values in of_seeds.values()
+        ],
+        axis=0,
+    )
+    return sums
 
 
 class _History:
@@ -199,17 +255,7 @@ class _History:
         """Adds networks with their rows, those of one seed after the other."""
         self.genotypes += genotypes
         self.rows += rows
-        names = dict.fromkeys(self._config.proxies)
-        of_seeds: dict[int, list[Mapping[str, float]]] = {}
-        for row in self.rows:
-            of_seeds.setdefault(row.seed, []).append(row.values)
-        self.fitness = sum(
-            (
-                log_rank([[each[name] for each in values] for name in names])
-                for values in of_seeds.values()
-            ),
-            np.zeros(len(self.genotypes)),
-        )
+        self.fitness = _fitness(self._config, self.rows)
 
 
 def _method(config: SelectConfig, space: SearchSpace) -> Propose:
@@ -229,6 +275,7 @@ def _result(
     looked_at: _History,
     scorer: Scorer,
     num_classes: int,
+    rows: Sequence[Row],
 ) -> dict[str, Any]:
     best = int(np.argmax(looked_at.fitness))
     genotype = looked_at.genotypes[best]
@@ -242,14 +289,14 @@ def _result(
             str(row.seed): _finite(row.values) for row in looked_at.rows if row.genotype == text
         },
         "number": best + 1,
-        "num_scored": len(looked_at.genotypes),
+        "num_scored": len({row.genotype for row in rows}),
         "norm": dict(norms_of(config, proxies_of(config, config.proxies))),
         "num_classes": num_classes,
         "seed": config.seed,
         "config": configuration.to_dict(config),
         "seconds": {
             "compile": scorer.compile_seconds,
-            "score": float(sum(row.seconds for row in looked_at.rows)),
+            "score": float(sum(row.seconds for row in rows)),
         },
         **provenance(),
         **genotype.record(),

@@ -8,6 +8,7 @@ import math
 import zlib
 
 import jax
+import numpy as np
 import pytest
 from helpers import assert_one_line
 
@@ -230,6 +231,47 @@ def test_a_selection_killed_in_evolution_goes_on(scored_by, tmp_path, monkeypatc
     assert [len(texts) for _, texts in calls] == ([1] * 12 if at_once == 1 else [4, 4, 2, 2])
 
 
+@pytest.mark.parametrize("at_once", [1, 4])
+@pytest.mark.parametrize("method", ["prune", "perturb"])
+def test_what_a_supernet_is_worth_most_with_is_selected(tmp_path, monkeypatch, method, at_once):
+    """By a score that adds up over options; a killed selection goes on."""
+    worth = np.random.default_rng(0).normal(size=(2, 6, 5))
+    calls = []
+
+    class Scorer:
+        compile_seconds = 0.0
+
+        def __init__(self, config, proxies, *_, one_hot, **__):
+            self.names, self.num_at_once = tuple(proxies), config.archs_per_call
+            assert not one_hot
+
+        def __call__(self, seed, weights):
+            calls.append(len(weights))
+            sums = [float(np.sum(worth[seed - 2] * each["cell"])) for each in weights]
+            return [dict.fromkeys(self.names, each) for each in sums], 1.0
+
+    monkeypatch.setattr(runs.select, "Scorer", Scorer)
+    monkeypatch.setattr(runs.select, "_SECONDS_BETWEEN_WRITES", 0.0)
+    config = dataclasses.replace(
+        CONFIG, ops=None, method=method, walks=2, seeds=1, archs_per_call=at_once
+    )
+    result = runs.select.select(config, tmp_path / "whole")
+    best = search_space("nasbench201").discretize({"cell": jax.numpy.asarray(worth[0])})
+    assert result["text"] == best.to_text()
+    # 84 supernets and one cell; or in two walks six of five each, and one.
+    assert result["num_scored"] == (85 if method == "prune" else 61)
+    unbroken = sum(calls)
+    calls.clear()
+    with pytest.raises(KeyboardInterrupt):
+        runs.select.select(config, tmp_path / "run", on_progress=kill_at(20))
+    killed = len(rows_of(tmp_path / "run"))
+    assert 15 <= killed < 20
+    calls.clear()
+    runs.select.select(config, tmp_path / "run", resume=True)
+    assert sum(calls) == unbroken - killed
+    assert files_of(tmp_path / "run") == files_of(tmp_path / "whole")
+
+
 def test_parameters_are_drawn_once_for_each_seed(tmp_path, monkeypatch):
     drawn, draw = [], runs.score.Scorer._draw_of
 
@@ -248,7 +290,7 @@ def test_parameters_are_drawn_once_for_each_seed(tmp_path, monkeypatch):
         ({"proxies": ("accuracy",)}, "unknown proxy 'accuracy'; known: batch_gradient"),
         ({"proxies": ()}, "proxies must be at least one, got none"),
         ({"tournament": 5}, "tournament must be at most population, 4, got 5"),
-        ({"method": "best"}, "method must be one of random, evolution, got 'best'"),
+        ({"method": "best"}, "method must be one of random, evolution, prune, perturb, got 'best'"),
         ({"batch_size": 10**6}, "1000000"),
     ],
 )
