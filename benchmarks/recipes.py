@@ -48,6 +48,8 @@ class Config:
     """Among how many cells each selects one."""
     draws: int = 10
     """How often."""
+    resamples: int = 200
+    """Of cells, for the intervals."""
     shown: int = 5
     """How many of the best sets of each size to print."""
     out: Path = Path("runs/recipes")
@@ -125,7 +127,9 @@ def main() -> None:
         first_of = [each[np.argmax(log_rank(parts[:, each]))] for each in drawn]
         picks = truth[first_of]
         selected[name] = picks.tolist()
-        found = correlations(truth, values, coefficients=OF_ACCURACY)
+        found = correlations(
+            truth, values, coefficients=OF_ACCURACY, num_resamples=config.resamples
+        )
         table[name] = {coefficient: each._asdict() for coefficient, each in found.items()}
         figures = (
             f"{coefficient} {each.value:.3f} [{each.low:.3f}, {each.high:.3f}]"

@@ -22,7 +22,7 @@ from nasi_jax.cells import (
     parse_genotype,
     search_space,
 )
-from nasi_jax.config import RankConfig, ScoreConfig, SearchConfig
+from nasi_jax.config import RankConfig, ScoreConfig, SearchConfig, SelectConfig
 from nasi_jax.kernels import (
     PROXIES,
     batch_gradient,
@@ -41,6 +41,7 @@ from nasi_jax.report.correlation import correlations
 from nasi_jax.search import (
     adaptive,
     fixed,
+    log_rank,
     nasi,
     one_step_ascent,
     quantile,
@@ -62,6 +63,7 @@ __all__ = [
     "RankConfig",
     "ScoreConfig",
     "SearchConfig",
+    "SelectConfig",
     "TrainConfig",
     "__version__",
     "adaptive",
@@ -71,6 +73,7 @@ __all__ = [
     "infinite_width_ntk",
     "lanczos_spectrum",
     "load_table",
+    "log_rank",
     "nasi",
     "neural_tangents_ntk",
     "ntk",
