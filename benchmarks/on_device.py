@@ -37,7 +37,7 @@ from device_checks import NASI
 from estimators import GENOTYPE
 from measuring import DARTS_V2, write_record
 
-from nasi_jax.kernels import PROXIES
+from nasi_jax.config import RankConfig, SelectConfig
 from nasi_jax.storage import files
 
 # Nothing here computes with JAX before all programs have ended: it would take device memory.
@@ -138,7 +138,7 @@ def search(config: Config, space: str, work: Path) -> Task:
 
 
 def score(config: Config, space: str, num_cells: int, work: Path) -> Task:
-    """All proxies on a few random cells."""
+    """The proxies of `nasi rank`, of `nasi select`, and per-example gradients on random cells."""
     out = work / "scores.csv"
     command = [*NASI, "score", "--space", space, "--num-archs", str(num_cells), "--no-cache"]
     command += ["--norm", "frozen", "--data", config.data, "--out", str(out)]
@@ -146,7 +146,9 @@ def score(config: Config, space: str, num_cells: int, work: Path) -> Task:
         command += [*SMOKE_SEARCHES[space], *SMALLEST, "--batch-size", "4"]
         command += ["--proxies", "batch_gradient", "num_params"]
     else:
-        command += ["--proxies", *PROXIES]
+        ranked = RankConfig(table=("",), column="").proxies
+        usual = (*ranked, *SelectConfig().proxies, "per_example_gradient")
+        command += ["--proxies", *dict.fromkeys(usual)]
 
     def read(outcome: turns.Outcome) -> list[Row]:
         record = json.loads(out.with_suffix(".json").read_text())
