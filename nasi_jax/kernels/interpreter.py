@@ -140,8 +140,8 @@ def named(
       fn: a function of arrays.
       name: the name.
       *args: its arguments.
-      given: an array for each, of its shape, that is added to it, while its own derivative ends
-        there. So what depends on it is differentiated in what is given, up to the next one.
+      given: an array for each, of its shape, in whose place what follows reads it. So each is
+        differentiated in what is given in place of the ones before it that it is computed from.
 
     Raises:
       ValueError: if one is named inside of a branch.
@@ -159,7 +159,7 @@ def named(
             interpreter.kept.append(array)
             if given is None:
                 return None
-            return [lax.stop_gradient(array) + interpreter.given.pop(0)], None
+            return [interpreter.given.pop(0)], None
 
         interpreter = _Interpreter(rule, lambda label: label, _drop)
         interpreter.counts, interpreter.given = counts, list(given or ())
@@ -242,7 +242,7 @@ class _Interpreter:
     ) -> None:
         self.rule, self.in_loop, self.on_loss = rule, in_loop, on_loss
         self.lengths: dict[tuple[int, ...], int] = {}
-        # For `named`: the arrays found, those to be added, and how many stand in which function.
+        # For `named`: the arrays found, those in their place, and how many stand in which function.
         self.kept: list[jax.Array] = []
         self.given: list[jax.Array] = []
         self.counts: dict[tuple[int, ...], int] = {}

@@ -35,7 +35,7 @@ class Plain:
         self.kept.append(array)
         if self.given is None:
             return array
-        return lax.stop_gradient(array) + self.given[len(self.kept) - 1]
+        return self.given[len(self.kept) - 1]
 
     def other(self, array):
         return array
@@ -168,7 +168,7 @@ def test_nothing_is_left_of_what_lies_before_an_earlier_one():
     def last(given):
         return jnp.sum(named(chain, "it", X, W, given=given)[-1])
 
-    first, second, third = jax.grad(last)([jnp.zeros(2)] * 3)
+    first, second, third = jax.grad(last)(named(chain, "it", X, W))
     before = jnp.sin(jnp.sin(X * W[0, 0]) * W[1, 0])
     np.testing.assert_allclose(second, W[2, 0] * jnp.cos(before * W[2, 0]), rtol=1e-12)
     assert not np.any(first) and not np.any(third)

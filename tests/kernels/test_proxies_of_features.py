@@ -218,6 +218,22 @@ def test_what_is_computed_together_is_what_is_computed_alone(monkeypatch):
     assert apart["expressivity"] != together["expressivity"]
 
 
+@pytest.mark.parametrize("proxy", [expressivity, progressivity, trainability])
+def test_the_derivative_goes_through_all_blocks(proxy):
+    """In the first layer, from which on normalization hands on every change."""
+    params, batch = problem()
+    direction = jnp.asarray(np.random.default_rng(1).normal(size=SHAPES["w0"]))
+
+    def score(step):
+        moved = {**params, "w0": params["w0"] + step * direction}
+        return proxy(jax.random.key(0), network, moved, batch)
+
+    slope = jax.jit(jax.grad(score))(0.0)
+    above, below = (jax.jit(score)(step) for step in (1e-5, -1e-5))
+    assert abs(slope) > 1e-3
+    np.testing.assert_allclose(slope, (above - below) / 2e-5, rtol=1e-5)
+
+
 def test_blocks_in_every_space():
     """The stem and each cell, reductions between stages too; the features behind the last."""
     cases = {"nasbench201": (3, 12), "nasbench1shot1-2": (2, 7), "darts": (5, 6)}

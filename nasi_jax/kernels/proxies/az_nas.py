@@ -13,18 +13,19 @@ from nasi_jax.types import ApplyFn, Batch, Params
 
 
 def az_nas(key: jax.Array, apply_fn: ApplyFn, params: Params, batch: Batch) -> dict[str, jax.Array]:
-    """`expressivity`, `progressivity` and `trainability` by name, of one forward pass.
+    """`expressivity`, `progressivity` and `trainability` by name, of the same blocks.
 
     Arguments and errors are those of each.
     """
     key_of_inputs, key_of_signs = jax.random.split(key)
     inputs = jax.random.normal(key_of_inputs, batch.inputs.shape, batch.inputs.dtype)
 
-    def outputs_of(given: list[jax.Array]) -> list[jax.Array]:
+    def outputs_of(given: list[jax.Array] | None = None) -> list[jax.Array]:
         return block_outputs(apply_fn, params, inputs, given)
 
-    shapes = jax.eval_shape(lambda: block_outputs(apply_fn, params, inputs))
-    outputs, pull = jax.vjp(outputs_of, [jnp.zeros(shape.shape, shape.dtype) for shape in shapes])
+    # Once more with the outputs in their own place, so that each depends on those that it reads.
+    outputs = outputs_of()
+    _, pull = jax.vjp(outputs_of, outputs)
     entropies = jnp.stack(
         [entropy(eigenvalues(covariance(output)), shift=1e-8) for output in outputs]
     )
