@@ -379,10 +379,6 @@ class ScoreConfig(Scoring):
     canonical: bool = False
 
 
-OF_SUPERNETS = ("prune", "perturb")
-"""The methods of a selection that score supernets without some of their options."""
-
-
 @settings
 class SelectConfig(Scoring):
     """What a selection by proxies depends on.

@@ -99,19 +99,10 @@ class Nasbench101Genotype:
         Raises:
           ValueError: if no path leads from input to output.
         """
-        size = len(self.ops)
-        reached = {0}
-        for vertex in range(1, size):
-            if reached.intersection(self.parents(vertex)):
-                reached.add(vertex)
-        useful = {size - 1}
-        for vertex in reversed(range(size)):
-            if vertex in useful:
-                useful.update(self.parents(vertex))
-        kept = sorted(reached & useful)
-        if not {0, size - 1} <= set(kept):
+        used = on_path(self.matrix)
+        if not used[0]:
             raise ValueError("no path leads from the cell's input to its output")
-        return self._of(kept)
+        return self._of([vertex for vertex, is_used in enumerate(used) if is_used])
 
     def _of(self, vertices: Sequence[int]) -> Nasbench101Genotype:
         """The cell of these vertices, in this order."""

@@ -6,7 +6,9 @@ from collections.abc import Callable
 from typing import TypeVar
 
 import jax
+import jax.numpy as jnp
 
+from nasi_jax.kernels.stacks import by_layer
 from nasi_jax.kernels.trace import mean_loss
 from nasi_jax.types import ApplyFn, Batch, Loss, Params
 
@@ -23,6 +25,24 @@ def loss_gradient(apply_fn: ApplyFn, params: Params, batch: Batch, loss: Loss) -
         return mean_loss(apply_fn(params, batch.inputs), batch.labels, loss)
 
     return jax.grad(loss_of)(params)
+
+
+def live_layers(
+    key: jax.Array, apply_fn: ApplyFn, params: Params, inputs: jax.Array
+) -> list[jax.Array]:
+    """For each leaf of the parameters, which of its layers `[layers]` the outputs depend on.
+
+    By the first few inputs, and almost surely. See `by_layer` for what a layer is.
+
+    Args:
+      key: random key, consumed.
+      apply_fn: maps `(params, inputs[B, ...])` to outputs `[B, K]`.
+      params: its parameters.
+      inputs: `[B, ...]`.
+    """
+    inputs = inputs[:A_FEW]
+    gradient = random_gradient(key, lambda params: apply_fn(params, inputs), params)
+    return [jnp.any(layers != 0, axis=1) for layers in by_layer(apply_fn, params, inputs, gradient)]
 
 
 def random_gradient(key: jax.Array, function: Callable[[T], jax.Array], at: T) -> T:

@@ -35,7 +35,7 @@ from nasi_jax.runs.score import (
 )
 from nasi_jax.search.aggregate import AGGREGATES, log_rank
 from nasi_jax.storage.directory import RunDirectory
-from nasi_jax.storage.files import csv_text, json_text
+from nasi_jax.storage.files import csv_text, finite, json_text
 from nasi_jax.types import OnProgress, Progress
 
 OWN = ("params", "flops")
@@ -157,7 +157,10 @@ def agreement_of(
     result = {
         "reference": reference,
         "correlations": {
-            proxy: {each: _finite(value._asdict()) for each, value in coefficients.items()}
+            proxy: {
+                each: {part: finite(figure) for part, figure in value._asdict().items()}
+                for each, value in coefficients.items()
+            }
             for proxy, coefficients in found.items()
         },
         **record_of(config, scores),
@@ -171,7 +174,3 @@ def agreement_of(
 def _title(coefficients: Mapping[str, Correlation]) -> str:
     r, rho, tau = (coefficients[name].value for name in ("pearson", "spearman", "kendall"))
     return rf"$r$ {r:.2f}   $\rho$ {rho:.2f}   $\tau$ {tau:.2f}"
-
-
-def _finite(values: Mapping[str, float]) -> dict[str, float | None]:
-    return {name: value if math.isfinite(value) else None for name, value in values.items()}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
-import math
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -41,7 +40,7 @@ from nasi_jax.search import (
     Verdict,
 )
 from nasi_jax.storage.directory import ADDED, RunDirectory, provenance, restored
-from nasi_jax.storage.files import csv_text, json_text
+from nasi_jax.storage.files import csv_text, finite, json_text
 from nasi_jax.types import (
     Alpha,
     Batch,
@@ -327,8 +326,8 @@ def _result(
         "choices": [
             {
                 **margin._asdict(),
-                "standard_error": _finite(margin.standard_error),
-                "margin_in_standard_errors": _finite(margin.ratio),
+                "standard_error": finite(margin.standard_error),
+                "margin_in_standard_errors": finite(margin.ratio),
                 "sure": of_choice[margin.name].sure,
                 "steps_to_sure": of_choice[margin.name].steps_to_sure,
             }
@@ -354,10 +353,6 @@ def _result(
         **provenance(),
         **genotype.record(),
     }
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
 
 
 def _write(directory: RunDirectory, space: SearchSpace, result: dict[str, Any], run: Run) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -14,7 +13,7 @@ import numpy as np
 
 from nasi_jax import config as configuration
 from nasi_jax.cells import genotype_to_dict
-from nasi_jax.config import OF_SUPERNETS, SelectConfig
+from nasi_jax.config import SelectConfig
 from nasi_jax.report.cells import draw_genotype
 from nasi_jax.report.curves import draw_fitness
 from nasi_jax.report.figures import save
@@ -33,7 +32,7 @@ from nasi_jax.search.aggregate import log_rank
 from nasi_jax.search.evolution import Propose, random_search, regularized_evolution
 from nasi_jax.search.pruning import Masks, mixed_weights, num_supernets, perturb, prune, text_of
 from nasi_jax.storage.directory import RunDirectory, provenance
-from nasi_jax.storage.files import csv_text, json_text
+from nasi_jax.storage.files import csv_text, finite, json_text
 from nasi_jax.types import Alpha, Batch, OnProgress, Progress, SearchSpace
 
 FILES = (
@@ -45,6 +44,9 @@ FILES = (
     "history.png",
 )
 """The files of a selection's run directory; `overwrite` removes no others."""
+
+_OF_SUPERNETS = ("prune", "perturb")
+"""The methods that score supernets without some of their options."""
 
 _SECONDS_BETWEEN_WRITES = 5.0
 _PROPOSALS_PER_NETWORK = 50
@@ -115,18 +117,17 @@ def select(
     ):
         table = directory.folder / "scores.csv"
         known = known_rows(table, columns, proxies) if table.exists() else {}
-        of_supernets = config.method in OF_SUPERNETS
+        of_supernets = config.method in _OF_SUPERNETS
         total = num_supernets(space, config.method, config.walks) or config.budget
         on_progress(Progress("compiling", total, 0))
-        first = space.one_hot(_History(config, space).proposed(1)[0])
         scorer = Scorer(
             config,
             proxies,
             num_classes,
             batch_of,
             seed=config.seed,
-            weights=first,
-            there_are=config.budget,
+            weights=space.one_hot(space.sample(jax.random.key(0))),  # any
+            there_are=total,
             num_kept=config.seeds,
             one_hot=not of_supernets,
         )
@@ -286,7 +287,9 @@ def _result(
         "genotype": genotype_to_dict(genotype),
         "fitness": float(looked_at.fitness[best]),
         "scores": {
-            str(row.seed): _finite(row.values) for row in looked_at.rows if row.genotype == text
+            str(row.seed): {name: finite(value) for name, value in row.values.items()}
+            for row in looked_at.rows
+            if row.genotype == text
         },
         "number": best + 1,
         "num_scored": len({row.genotype for row in rows}),
@@ -301,10 +304,6 @@ def _result(
         **provenance(),
         **genotype.record(),
     }
-
-
-def _finite(values: Mapping[str, float]) -> dict[str, float | None]:
-    return {name: value if math.isfinite(value) else None for name, value in values.items()}
 
 
 def _draw(directory: RunDirectory, result: Mapping[str, Any], looked_at: _History) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import csv
 import io
 import json
+import math
 import os
 import textwrap
 import uuid
@@ -53,6 +54,11 @@ def write(path: Path, content: bytes, *, overwrite: bool) -> None:
         write_bytes(path, content)
     except OSError as error:
         raise ValueError(f"cannot write {path}: {error.strerror}") from error
+
+
+def finite(value: float) -> float | None:
+    """The number for JSON, which has no NaN and no infinity: None in place of these."""
+    return value if math.isfinite(value) else None
 
 
 def json_text(content: Any) -> str:

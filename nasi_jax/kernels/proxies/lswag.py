@@ -6,10 +6,9 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from nasi_jax.kernels.proxies.swap import num_patterns
-from nasi_jax.kernels.proxies.zico import gradients_of_parts
+from nasi_jax.kernels.proxies.zico import gradients_of_parts, inverse_deviations, scaled_to_one
 from nasi_jax.types import ApplyFn, Batch, Loss, Params
 
 
@@ -53,12 +52,6 @@ def lswag(
 
 def _log_sums(gradients: jax.Array) -> jax.Array:
     """log sum_w 1 / std |g_w| of every layer in `[num_batches, layers, entries]`."""
-    sizes = jnp.abs(gradients)
-    # With the largest at 1, squares do not vanish.
-    largest = lax.stop_gradient(jnp.max(sizes, axis=(0, 2)))
-    scale = jnp.where(largest > 0, largest, 1)
-    variances = jnp.var(sizes / scale[None, :, None], axis=0)
-    deviates = variances > 0
-    inverses = jnp.where(deviates, lax.rsqrt(jnp.where(deviates, variances, 1)), 0)
-    totals = jnp.sum(inverses, axis=1)
+    scaled, scale = scaled_to_one(jnp.abs(gradients))
+    totals = jnp.sum(inverse_deviations(scaled), axis=1)
     return jnp.where(totals > 0, jnp.log(jnp.where(totals > 0, totals, 1)) - jnp.log(scale), 0)

@@ -7,8 +7,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from nasi_jax.kernels.gradient import A_FEW, random_gradient
-from nasi_jax.kernels.stacks import by_layer
+from nasi_jax.kernels.gradient import live_layers
 from nasi_jax.types import ApplyFn, Batch, Params
 
 
@@ -29,10 +28,9 @@ def num_params(key: jax.Array, apply_fn: ApplyFn, params: Params, batch: Batch) 
     Returns:
       A float32 scalar, exact up to 2^24.
     """
-    inputs = batch.inputs[:A_FEW]
-    gradient = random_gradient(key, lambda params: apply_fn(params, inputs), params)
+    live = live_layers(key, apply_fn, params, batch.inputs)
     counts = (
-        layers.shape[1] * jnp.sum(jnp.any(layers != 0, axis=1), dtype=jnp.float32)
-        for layers in by_layer(apply_fn, params, inputs, gradient)
+        leaf.size // len(layers) * jnp.sum(layers, dtype=jnp.float32)
+        for leaf, layers in zip(jax.tree.leaves(params), live, strict=True)
     )
     return functools.reduce(jnp.add, counts)

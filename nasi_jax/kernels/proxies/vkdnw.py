@@ -8,7 +8,7 @@ import numpy as np
 from jax import lax
 
 from nasi_jax.kernels.channels import eigenvalues, entropy
-from nasi_jax.kernels.gradient import A_FEW, random_gradient
+from nasi_jax.kernels.gradient import live_layers
 from nasi_jax.kernels.proxies.proxy import without_norm
 from nasi_jax.kernels.stacks import by_layer
 from nasi_jax.types import ApplyFn, Batch, Params
@@ -75,7 +75,7 @@ def _score(
         raise ValueError(f"num_entries must be at least 2, got {num_entries}")
     key_of_inputs, key_of_layers = jax.random.split(key)
     inputs = jax.random.normal(key_of_inputs, batch.inputs.shape, batch.inputs.dtype)
-    live = _live_layers(key_of_layers, apply_fn, params, inputs[:A_FEW])
+    live = jnp.concatenate(live_layers(key_of_layers, apply_fn, params, inputs))
     number = jnp.sum(live, dtype=jnp.int32)
     ranks = jnp.where(live, jnp.cumsum(live, dtype=jnp.int32) - 1, -1)
     order = jnp.arange(num_entries, dtype=jnp.int32)
@@ -101,13 +101,6 @@ def _score(
     deciles = _deciles(eigenvalues(information), count)
     spread = jnp.where(jnp.sum(deciles) > 0, entropy(deciles, shift=1e-10), 0)
     return number.astype(logits.dtype) + spread / np.log(len(_QUANTILES))
-
-
-def _live_layers(key: jax.Array, apply_fn: ApplyFn, params: Params, inputs: jax.Array) -> jax.Array:
-    """Whether the outputs depend on a layer, of all layers in order."""
-    gradient = random_gradient(key, lambda params: apply_fn(params, inputs), params)
-    layers = by_layer(apply_fn, params, inputs, gradient)
-    return jnp.concatenate([jnp.any(rows != 0, axis=1) for rows in layers])
 
 
 def _layer_shapes(apply_fn: ApplyFn, params: Params, inputs: jax.Array) -> list[tuple[int, ...]]:

@@ -73,11 +73,24 @@ def gradients_of_parts(
 
 def _log_sums(gradients: jax.Array) -> jax.Array:
     """log sum_w mean |g_w| / std g_w of every layer in `[num_batches, layers, entries]`."""
-    # The ratio has no scale; with the largest at 1, squares do not vanish.
-    largest = lax.stop_gradient(jnp.max(jnp.abs(gradients), axis=(0, 2), keepdims=True))
-    scaled = gradients / jnp.where(largest > 0, largest, 1)
-    variances = jnp.var(scaled, axis=0)
-    deviates = variances > 0
-    ratios = jnp.mean(jnp.abs(scaled), axis=0) * lax.rsqrt(jnp.where(deviates, variances, 1))
-    totals = jnp.sum(jnp.where(deviates, ratios, 0), axis=1)
+    scaled, _ = scaled_to_one(gradients)  # the ratio has no scale
+    ratios = jnp.mean(jnp.abs(scaled), axis=0) * inverse_deviations(scaled)
+    totals = jnp.sum(ratios, axis=1)
     return jnp.log(jnp.where(totals > 0, totals, 1))
+
+
+def scaled_to_one(gradients: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """`[num_batches, layers, entries]` over the largest of each layer, and these `[layers]`.
+
+    With the largest at 1, squares do not vanish.
+    """
+    largest = lax.stop_gradient(jnp.max(jnp.abs(gradients), axis=(0, 2), keepdims=True))
+    scale = jnp.where(largest > 0, largest, 1)
+    return gradients / scale, scale[0, :, 0]
+
+
+def inverse_deviations(values: jax.Array) -> jax.Array:
+    """1 / std over the first axis, and 0 where nothing deviates."""
+    variances = jnp.var(values, axis=0)
+    deviates = variances > 0
+    return jnp.where(deviates, lax.rsqrt(jnp.where(deviates, variances, 1)), 0)
