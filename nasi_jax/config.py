@@ -225,8 +225,33 @@ class Step:
 
 
 @settings
-class SearchConfig(Step, Network, Images, Supernet):
+class Limits:
+    """How large the network of the selected architecture may be that is trained.
+
+    Attributes:
+      max_params: its parameters, at most.
+      max_multiply_adds: multiply-adds of its forward pass of one image, at most; 6e8 is the
+        mobile setting of ImageNet.
+      limits_for: what the network is for, as its benchmark or paper has it: cifar10 and cifar100
+        (32 pixels; DARTS' has 20 cells of 36 channels), or imagenet (224 pixels, 1000 classes, 14
+        cells of 48 channels), of DARTS alone.
+    """
+
+    max_params: Scale | None = None
+    max_multiply_adds: Scale | None = None
+    limits_for: Literal["cifar10", "cifar100", "imagenet"] = "cifar10"
+
+    @property
+    def limited(self) -> bool:
+        """Whether there is a limit."""
+        return self.max_params is not None or self.max_multiply_adds is not None
+
+
+@settings
+class SearchConfig(Limits, Step, Network, Images, Supernet):
     """What a search depends on. A setting left at None takes the variant's value for the space.
+
+    Where the limits rule out what alpha makes most probable, the next that they allow is selected.
 
     Attributes:
       variant: nasi-fix (constant nu) or nasi-ada (nu follows the mean), for darts with the paper's
@@ -380,7 +405,7 @@ class ScoreConfig(Scoring):
 
 
 @settings
-class SelectConfig(Scoring):
+class SelectConfig(Limits, Scoring):
     """What a selection by proxies depends on.
 
     Attributes:
@@ -388,7 +413,8 @@ class SelectConfig(Scoring):
         last ones; prune, which takes options out of the supernet, in each round from every choice
         the one that it is best without (TE-NAS); or perturb, which goes through the choices in a
         random order and keeps what the supernet is worst without (Zero-Cost-PT). The last two are
-        not for darts, whose inputs are no choices of their own.
+        not for darts, whose inputs are no choices of their own, and may come to an architecture
+        beyond the limits, which random and evolution never look at.
       budget: how many networks random and evolution score. Architectures that compute the same
         function are one. Those of one call of the device are proposed from the same history.
       walks: how often perturb goes through all choices, to take the best of what it comes to.

@@ -273,6 +273,10 @@ class Genotype(Protocol):
     sizes: ClassVar[Sizes]
     options: ClassVar[tuple[str, ...]]
 
+    def __hash__(self) -> int:
+        """Equal for equal architectures."""
+        ...
+
     def to_text(self) -> str:
         """The field's text form, which `nasi_jax.cells.parse_genotype` reads back."""
         ...

@@ -25,6 +25,7 @@ from nasi_jax.kernels import proxy_named
 from nasi_jax.kernels.proxies.proxy import all_scores, for_norm, norm_of
 from nasi_jax.runs.search import datasets_of, space_of
 from nasi_jax.search import close_over
+from nasi_jax.search.history import in_space
 from nasi_jax.search.loop import free_memory, number_that_fits
 from nasi_jax.search.relaxation import init_params_on_host
 from nasi_jax.storage.directory import ADDED, RunDirectory, provenance
@@ -543,15 +544,6 @@ def _weights(
         scored = in_space(space, form, members[0])
         weights[tuple(genotype.to_text() for genotype in members)] = space.one_hot(scored)
     return weights
-
-
-def in_space(space: SearchSpace, form: Any, genotype: Any) -> Any:
-    """The canonical form of a genotype if the space has it, or else the genotype."""
-    try:
-        space.one_hot(form)
-    except ValueError:
-        return genotype
-    return form
 
 
 def _fitting(

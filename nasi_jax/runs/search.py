@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import json
 import os
 import time
@@ -31,6 +32,7 @@ from nasi_jax.kernels.proxies.proxy import for_norm, norm_of
 from nasi_jax.report.cells import draw_genotype
 from nasi_jax.report.curves import draw_history
 from nasi_jax.report.figures import render, save
+from nasi_jax.runs import limits
 from nasi_jax.search import (
     Constraint,
     Run,
@@ -63,6 +65,8 @@ FILES = (
 """The files of a search's run directory; `overwrite` removes no others."""
 
 _SECONDS_BETWEEN_CHECKPOINTS = 5.0
+_MOST_LOOKED_AT = 1000
+"""Architectures, for one within the limits: with more, what alpha says hardly counts."""
 
 
 def run_directory(out: Path) -> RunDirectory:
@@ -72,6 +76,7 @@ def run_directory(out: Path) -> RunDirectory:
         "input_relaxation": None,
         "until_sure": False,
         "proxy": "batch_gradient",
+        **limits.NONE,
     }
     return RunDirectory(out, "search", FILES, added={**ADDED, **added})
 
@@ -199,6 +204,7 @@ def search(
     def batches(step: int) -> Batch:
         return dataset.batch(data_key, step, batch_size)
 
+    is_within = limits.within(config, space)
     state = jax.eval_shape(algorithm.init, search_key, batches(0))
     directory = run_directory(out)
     with contextlib.ExitStack() as stack:
@@ -252,9 +258,27 @@ def search(
         on_progress(_progress("drawing", done, run))
         enough(run)  # of a search that was whole before it was asked
         run = _of_fewer_steps(run, done / steps)
-        result = _result(config, space, dataset, run, evidence.verdicts())
-        _write(directory, space, result, run)
+        place, genotype = _selected(space, run.state.alpha, is_within)
+        result = {
+            **_result(config, space, dataset, run, evidence.verdicts(), genotype),
+            "place": place,
+        }
+        _write(directory, space, result, run, genotype)
     return result
+
+
+def _selected(
+    space: SearchSpace, alpha: Alpha, is_within: Callable[[Any], bool]
+) -> tuple[int, Genotype]:
+    """The most probable architecture that keeps within the limits, and its place from 1."""
+    in_order = enumerate(nasi_search.by_probability(space, alpha), 1)
+    for place, genotype in itertools.islice(in_order, _MOST_LOOKED_AT):
+        if is_within(genotype):
+            return place, genotype
+    raise ValueError(
+        f"max_params and max_multiply_adds must be kept within by one of the {_MOST_LOOKED_AT} "
+        "most probable architectures, and none of them is so small"
+    )
 
 
 def _of_fewer_steps(run: Run, share: float) -> Run:
@@ -315,9 +339,9 @@ def _result(
     dataset: data.Dataset,
     run: Run,
     verdicts: Sequence[Verdict],
+    genotype: Genotype,
 ) -> dict[str, Any]:
     alpha = run.state.alpha
-    genotype = space.discretize(alpha)
     of_choice = {verdict.name: verdict for verdict in verdicts}
     return {
         "space": space.name,
@@ -352,10 +376,17 @@ def _result(
         },
         **provenance(),
         **genotype.record(),
+        **limits.record(config, genotype),
     }
 
 
-def _write(directory: RunDirectory, space: SearchSpace, result: dict[str, Any], run: Run) -> None:
+def _write(
+    directory: RunDirectory,
+    space: SearchSpace,
+    result: dict[str, Any],
+    run: Run,
+    genotype: Genotype,
+) -> None:
     """Writes the result files, `result.json` last, so that its presence marks a complete run."""
     config = result["config"]
     title = f"{config['variant']} in {space.name} on {config['data']} ({config['norm']} norm)"
@@ -364,7 +395,8 @@ def _write(directory: RunDirectory, space: SearchSpace, result: dict[str, Any], 
         for choice in result["choices"]
         if choice["margin_in_standard_errors"] is not None
     }
-    cells = draw_genotype(space.discretize(run.state.alpha), confidence=confidence, title=title)
+    of_choices = confidence if result["place"] == 1 else None  # else it made other choices
+    cells = draw_genotype(genotype, confidence=of_choices, title=title)
     save(cells, directory.folder / "cells.svg")
     save(cells, directory.folder / "cells.png")
     history = {

@@ -17,23 +17,22 @@ from nasi_jax.config import SelectConfig
 from nasi_jax.report.cells import draw_genotype
 from nasi_jax.report.curves import draw_fitness
 from nasi_jax.report.figures import save
-from nasi_jax.runs import score
+from nasi_jax.runs import limits, score
 from nasi_jax.runs.score import (
     Row,
     Scorer,
-    in_space,
     keys_of,
     known_rows,
     norms_of,
     proxies_of,
 )
 from nasi_jax.runs.search import datasets_of, space_of
-from nasi_jax.search.aggregate import log_rank
 from nasi_jax.search.evolution import Propose, random_search, regularized_evolution
+from nasi_jax.search.history import History, fitness_of
 from nasi_jax.search.pruning import Masks, mixed_weights, num_supernets, perturb, prune, text_of
 from nasi_jax.storage.directory import RunDirectory, provenance
 from nasi_jax.storage.files import csv_text, finite, json_text
-from nasi_jax.types import Alpha, Batch, OnProgress, Progress, SearchSpace
+from nasi_jax.types import Alpha, Batch, Genotype, OnProgress, Progress, SearchSpace
 
 FILES = (
     "config.json",
@@ -49,14 +48,11 @@ _OF_SUPERNETS = ("prune", "perturb")
 """The methods that score supernets without some of their options."""
 
 _SECONDS_BETWEEN_WRITES = 5.0
-_PROPOSALS_PER_NETWORK = 50
-_PROPOSALS_IN_VAIN = 20
-"""In a row, after which a random one is looked at: all mutations of a parent may be known."""
 
 
 def run_directory(out: Path) -> RunDirectory:
     """The run directory of a selection."""
-    return RunDirectory(out, "selection", FILES, added={})
+    return RunDirectory(out, "selection", FILES, added=limits.NONE)
 
 
 def saved(out: Path) -> SelectConfig:
@@ -99,7 +95,7 @@ def select(
         or holds another selection, or a space of fewer networks than the budget.
     """
     space, datasets = space_of(config), datasets_of(config)
-    proxies = proxies_of(config, config.proxies)
+    proxies, is_within = proxies_of(config, config.proxies), limits.within(config, space)
     num_classes = datasets(config.seed).num_classes
     columns = ("seed", "genotype", *proxies, "seconds")
     seeds = range(config.seed, config.seed + config.seeds)
@@ -158,15 +154,26 @@ def select(
             return found
 
         if of_supernets:
-            looked_at = _from_supernets(config, space, rows_of, scorer.num_at_once)
+            genotypes, fitness = _from_supernets(config, space, is_within, rows_of, scorer)
         else:
-            looked_at = _History(config, space)
-            while (missing := config.budget - len(looked_at.genotypes)) > 0:
-                chosen = looked_at.proposed(min(scorer.num_at_once, missing))
-                looked_at.add(chosen, rows_of(_one_hot(space, chosen)))
+            key = keys_of(config.seed)["architectures"]
+            propose = _method(config, space)
+            looked_at = History(key, space, propose, budget=config.budget, is_within=is_within)
+            while chosen := looked_at.proposed(scorer.num_at_once):
+                looked_at.add(chosen, _scores(config, rows_of(_one_hot(space, chosen))))
+            genotypes, fitness = looked_at.genotypes, looked_at.fitness
         directory.write("scores.csv", _csv(columns, rows))
-        result = _result(config, space, looked_at, scorer, num_classes, rows)
-        _draw(directory, result, looked_at)
+        number = int(np.argmax(fitness)) + 1
+        result = {
+            **_result(config, space, genotypes[number - 1], num_classes, rows),
+            "fitness": float(fitness[number - 1]),
+            "number": number,
+            "seconds": {
+                "compile": scorer.compile_seconds,
+                "score": float(sum(row.seconds for row in rows)),
+            },
+        }
+        _draw(directory, result, genotypes[number - 1], fitness)
         # Last: where it stands, all stand.
         directory.write("result.json", json_text(result))
     return result
@@ -176,87 +183,45 @@ def _one_hot(space: SearchSpace, genotypes: Sequence[Any]) -> dict[str, Alpha]:
     return {genotype.to_text(): space.one_hot(genotype) for genotype in genotypes}
 
 
+def _scores(config: SelectConfig, rows: Sequence[Row]) -> np.ndarray:
+    """The scores `[S, K, N]` by the proxies of the configuration, of rows seed by seed."""
+    names = dict.fromkeys(config.proxies)
+    values = np.array([[row.values[name] for name in names] for row in rows])
+    return np.swapaxes(values.reshape(config.seeds, -1, len(names)), 1, 2)
+
+
 def _from_supernets(
     config: SelectConfig,
     space: SearchSpace,
+    is_within: Callable[[Any], bool],
     rows_of: Callable[[Mapping[str, Alpha]], list[Row]],
-    num_at_once: int,
-) -> _History:
-    """The architectures that `prune` or walks of `perturb` come to."""
+    scorer: Scorer,
+) -> tuple[list[Any], np.ndarray]:
+    """The architectures that `prune` or walks of `perturb` come to, and their fitness."""
+
+    def scores_of(named: Mapping[str, Alpha]) -> np.ndarray:
+        items = list(named.items())
+        parts = [dict(items[at : at + count]) for at in range(0, len(items), count)]
+        return np.concatenate([_scores(config, rows_of(part)) for part in parts], axis=2)
 
     def fitness(candidates: Sequence[Masks]) -> np.ndarray:
-        named = {text_of(space, masks): mixed_weights(space, masks) for masks in candidates}
-        items = list(named.items())
-        parts = [items[at : at + num_at_once] for at in range(0, len(items), num_at_once)]
-        return _fitness(config, [row for part in parts for row in rows_of(dict(part))])
+        return fitness_of(
+            scores_of({text_of(space, masks): mixed_weights(space, masks) for masks in candidates})
+        )
 
+    count = scorer.num_at_once
     if config.method == "prune":
         found = [prune(space, fitness)]
     else:
         keys = jax.random.split(keys_of(config.seed)["architectures"], config.walks)
         found = [perturb(key, space, fitness) for key in keys]
-    looked_at = _History(config, space)
-    for genotype in dict.fromkeys(found):
-        looked_at.add([genotype], rows_of(_one_hot(space, [genotype])))
-    return looked_at
-
-
-def _fitness(config: SelectConfig, rows: Sequence[Row]) -> np.ndarray:
-    """The sum over seeds of the `log_rank` of networks among one another."""
-    names = dict.fromkeys(config.proxies)
-    of_seeds: dict[int, list[Mapping[str, float]]] = {}
-    for row in rows:
-        of_seeds.setdefault(row.seed, []).append(row.values)
-    sums: np.ndarray = np.sum(
-        [
-            log_rank([[each[name] for each in values] for name in names])
-            for values in of_seeds.values()
-        ],
-        axis=0,
-    )
-    return sums
-
-
-class _History:
-    """The networks looked at, and the proposals of those to come, which depend on nothing else."""
-
-    def __init__(self, config: SelectConfig, space: SearchSpace) -> None:
-        self._config, self._space = config, space
-        self._propose, self._random = _method(config, space), random_search(space)
-        self._key = keys_of(config.seed)["architectures"]
-        self._attempts, self._seen = 0, set[Any]()
-        self.genotypes: list[Any] = []
-        self.rows: list[Row] = []
-        self.fitness = np.zeros(0)
-
-    def proposed(self, count: int) -> list[Any]:
-        """The next networks, none of which computes the function of another."""
-        chosen: list[Any] = []
-        in_vain = 0
-        most = _PROPOSALS_PER_NETWORK * self._config.budget
-        while len(chosen) < count:
-            if self._attempts == most:
-                raise ValueError(
-                    f"budget must be within what there is to find, got {self._config.budget}, and "
-                    f"only {len(self._seen)} different networks came up"
-                )
-            key = jax.random.fold_in(self._key, self._attempts)
-            self._attempts += 1
-            propose = self._propose if in_vain < _PROPOSALS_IN_VAIN else self._random
-            genotype = propose(key, self.genotypes, self.fitness)
-            form = genotype.canonical()
-            in_vain += 1
-            if form not in self._seen:
-                in_vain = 0
-                self._seen.add(form)
-                chosen.append(in_space(self._space, form, genotype))
-        return chosen
-
-    def add(self, genotypes: Sequence[Any], rows: Sequence[Row]) -> None:
-        """Adds networks with their rows, those of one seed after the other."""
-        self.genotypes += genotypes
-        self.rows += rows
-        self.fitness = _fitness(self._config, self.rows)
+    kept = [genotype for genotype in dict.fromkeys(found) if is_within(genotype)]
+    if not kept:
+        raise ValueError(
+            f"max_params and max_multiply_adds must be kept within by what {config.method} comes "
+            f"to, which {found[0].to_text()} is not: evolution looks at nothing else"
+        )
+    return kept, fitness_of(scores_of(_one_hot(space, kept)))
 
 
 def _method(config: SelectConfig, space: SearchSpace) -> Propose:
@@ -273,43 +238,37 @@ def _csv(columns: Sequence[str], rows: Sequence[Row]) -> str:
 def _result(
     config: SelectConfig,
     space: SearchSpace,
-    looked_at: _History,
-    scorer: Scorer,
+    genotype: Genotype,
     num_classes: int,
     rows: Sequence[Row],
 ) -> dict[str, Any]:
-    best = int(np.argmax(looked_at.fitness))
-    genotype = looked_at.genotypes[best]
     text = genotype.to_text()
     return {
         "space": space.name,
         "text": text,
         "genotype": genotype_to_dict(genotype),
-        "fitness": float(looked_at.fitness[best]),
         "scores": {
             str(row.seed): {name: finite(value) for name, value in row.values.items()}
-            for row in looked_at.rows
+            for row in rows
             if row.genotype == text
         },
-        "number": best + 1,
         "num_scored": len({row.genotype for row in rows}),
         "norm": dict(norms_of(config, proxies_of(config, config.proxies))),
         "num_classes": num_classes,
         "seed": config.seed,
         "config": configuration.to_dict(config),
-        "seconds": {
-            "compile": scorer.compile_seconds,
-            "score": float(sum(row.seconds for row in rows)),
-        },
         **provenance(),
         **genotype.record(),
+        **limits.record(config, genotype),
     }
 
 
-def _draw(directory: RunDirectory, result: Mapping[str, Any], looked_at: _History) -> None:
+def _draw(
+    directory: RunDirectory, result: Mapping[str, Any], genotype: Genotype, fitness: np.ndarray
+) -> None:
     config = result["config"]
     title = f"{config['method']} in {result['space']} by {', '.join(config['proxies'])}"
-    cells = draw_genotype(looked_at.genotypes[result["number"] - 1], title=title)
+    cells = draw_genotype(genotype, title=title)
     save(cells, directory.folder / "cells.svg")
     save(cells, directory.folder / "cells.png")
-    save(draw_fitness(looked_at.fitness, title=title), directory.folder / "history.png")
+    save(draw_fitness(fitness, title=title), directory.folder / "history.png")

@@ -13,6 +13,7 @@ from nasi_jax.search.nasi import (
     one_step_ascent,
 )
 from nasi_jax.search.objective import Constraint, adaptive, fixed, penalized, quantile
+from nasi_jax.search.order import by_probability
 from nasi_jax.search.pruning import perturb, prune
 from nasi_jax.search.relaxation import close_over, gumbel_softmax, init_params
 from nasi_jax.search.score import score_fn
@@ -28,6 +29,7 @@ __all__ = [
     "SearchState",
     "Verdict",
     "adaptive",
+    "by_probability",
     "close_over",
     "fixed",
     "gumbel_softmax",
