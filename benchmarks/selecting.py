@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import csv
 import gzip
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -29,12 +29,12 @@ from scipy import stats
 from nasi_jax import SelectConfig, search_space, tables
 from nasi_jax.runs.score import keys_of
 from nasi_jax.search import AGGREGATES, random_search, regularized_evolution
-from nasi_jax.search.history import History
+from nasi_jax.search.history import History, fitness_of
 from nasi_jax.types import SearchSpace
 
 DEFAULT = SelectConfig()
 SETS: dict[str, tuple[str, ...]] = {
-    "recipe": DEFAULT.proxies,
+    "default": DEFAULT.proxies,
     "az_nas": AGGREGATES["az_nas"],
     "flops": ("flops",),
     "synflow": ("synflow",),
@@ -73,18 +73,16 @@ def known_scores(path: Path) -> dict[str, dict[str, float]]:
         }
 
 
-def looked_at(
-    key: jax.Array, space: SearchSpace, method: str, budget: int, score: Callable[[Any], np.ndarray]
-) -> History:
-    """A whole search by scores `[K]` of each cell."""
-    if method == "random":
-        propose, at_once = random_search(space), budget
-    else:
-        sizes = {"population": DEFAULT.population, "tournament": DEFAULT.tournament}
-        propose, at_once = regularized_evolution(space, **sizes), 1
-    history = History(key, space, propose, budget=budget)
-    while chosen := history.proposed(at_once):
-        history.add(chosen, np.stack([score(each) for each in chosen], axis=-1)[None])
+Score = Callable[[Sequence[Any]], np.ndarray]
+"""Maps N cells to their scores `[1, K, N]`."""
+
+
+def evolved(key: jax.Array, space: SearchSpace, budget: int, score: Score) -> History:
+    """A whole evolution by these scores."""
+    sizes = {"population": DEFAULT.population, "tournament": DEFAULT.tournament}
+    history = History(key, space, regularized_evolution(space, **sizes), budget=budget)
+    while chosen := history.proposed(1):
+        history.add(chosen, score(chosen))
     return history
 
 
@@ -96,28 +94,35 @@ def main() -> None:
     space, table = search_space("nasbench201"), tables.load(config.table)
     known, accuracy = known_scores(config.scores), table.column(config.column)
 
-    def accuracies_of(genotypes: list[Any]) -> np.ndarray:
-        return np.asarray(accuracy[table.indices(genotypes)])
-
     print(f"| by | method | selected | best of {config.budget} looked at |")
     print("| --- | --- | --- | --- |")
+    keys = [
+        keys_of(seed)["architectures"] for seed in range(config.seed, config.seed + config.seeds)
+    ]
+    # These are the same whatever they are scored by.
+    drawn = [
+        History(key, space, random_search(space), budget=config.budget).proposed(config.budget)
+        for key in keys
+    ]
     found: dict[str, dict[str, list[dict[str, Any]]]] = {}
     for name, proxies in SETS.items():
 
-        def score(genotype: Any, proxies: tuple[str, ...] = proxies) -> np.ndarray:
-            scores = known[genotype.to_text()]
-            return np.array([scores[proxy] for proxy in proxies])
+        def score(cells: Sequence[Any], proxies: tuple[str, ...] = proxies) -> np.ndarray:
+            rows = [known[cell.to_text()] for cell in cells]
+            return np.array([[[row[proxy] for row in rows] for proxy in proxies]])
 
-        for method in ("random", "evolution"):
+        histories = [evolved(key, space, config.budget, score) for key in keys]
+        looked_at = {
+            "random": [(cells, fitness_of(score(cells))) for cells in drawn],
+            "evolution": [(history.genotypes, history.fitness) for history in histories],
+        }
+        for method, searches in looked_at.items():
             rows = []
-            for seed in range(config.seed, config.seed + config.seeds):
-                key = keys_of(seed)["architectures"]
-                history = looked_at(key, space, method, config.budget, score)
-                best = history.genotypes[int(np.argmax(history.fitness))]
-                (accuracy_of_it,) = accuracies_of([best])
-                most = float(np.max(accuracies_of(history.genotypes)))
-                text = best.to_text()
-                rows.append({"text": text, "accuracy": float(accuracy_of_it), "best": most})
+            for cells, fitness in searches:
+                accuracies = np.asarray(accuracy[table.indices(cells)])
+                best = int(np.argmax(fitness))
+                row = {"accuracy": float(accuracies[best]), "best": float(np.max(accuracies))}
+                rows.append({"text": cells[best].to_text(), **row})
             found.setdefault(name, {})[method] = rows
             figures = (
                 f"{np.mean(values):.2f} ± {stats.sem(values):.2f}"

@@ -157,13 +157,14 @@ class Score(Resumable):
         """Scores and reports."""
         with _progress(_program("the scores", self.config)) as report:
             scores = runs.score.score(self.config, self.out, **self.existing, on_progress=report)
-        for name, values in scores.values.items():
-            means = np.mean(values, axis=0)
+        errors = scores.standard_errors
+        for name, means in scores.means.items():
             if np.isnan(means).all():
                 print(f"best {name}: undefined")
                 continue
             best = int(np.nanargmax(means))
-            print(f"best {name}: {means[best]:.6g}  {scores.genotypes[best]}")
+            error = "" if errors is None else f" ± {errors[name][best]:.2g}"
+            print(f"best {name}: {means[best]:.6g}{error}  {scores.genotypes[best]}")
         _print_cost(self.config, runs.score.record_of(self.config, scores))
         print(f"wrote {self.out} and {self.out.with_suffix('.json').name}")
 

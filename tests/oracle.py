@@ -56,6 +56,10 @@ CASES = {
     "score": "score --space nasbench201 --proxies batch_gradient per_example_gradient "
     "random_cotangent ntk_trace num_params flops grad_norm snip synflow grasp fisher jacov naswot "
     f"zico condition_number linear_regions hnas {_SCORE}",
+    # Not lswag and progressivity, which cancel: 3e-4 and 3e-5 apart in jax 0.10.2 and 0.12.0.
+    "score/features": "score --space nasbench201 --proxies expressivity trainability vkdnw "
+    "vkdnw_fisher meco near swap zen epsinas gradsign participation_ratio intrain apd "
+    f"{_SCORE} --image-size 16 --batch-size 8",
     "train": f"train '{_CELL}' --recipe quick --data digits --epochs 1 --batch-size 64 --crop none "
     "--init-channels 4 --num-cells 1 --image-size 8 --seed 7 --out OUT",
 }

@@ -1,5 +1,6 @@
 """The command `nasi` as a user meets it: what it prints, what it refuses, how it ends."""
 
+import csv
 import json
 import os
 import shlex
@@ -574,6 +575,17 @@ def test_score(tmp_path, capsys):
     )
     assert compiled.startswith("compiled in ") and scoring.startswith("scoring  1/4  0:00:0")
     assert len(out.read_text().splitlines()) == 5
+
+
+def test_score_of_two_seeds_has_a_standard_error(tmp_path, capsys):
+    """Of two numbers it is half of their difference."""
+    out = tmp_path / "scores.csv"
+    main(["score", *POPULATION, "--seeds", "2", "--out", str(out)])
+    of_proxy = capsys.readouterr().out.splitlines()[2]
+    found, genotype = of_proxy.removeprefix("best grad_norm: ").split("  ")
+    rows = list(csv.DictReader(out.read_text().splitlines()))
+    first, second = (float(row["grad_norm"]) for row in rows if row["genotype"] == genotype)
+    assert found == f"{(first + second) / 2:.6g} ± {abs(first - second) / 2:.2g}"
 
 
 def test_select(tmp_path, capsys):

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import jax
 import numpy as np
+from scipy import stats
 
 from nasi_jax import config as configuration
 from nasi_jax.cells import parse_genotype
@@ -130,6 +131,19 @@ class Scores(NamedTuple):
             name: np.reshape([row.values[name] for row in self.rows], shape)
             for name in self.rows[0].values
         }
+
+    @property
+    def means(self) -> dict[str, np.ndarray]:
+        """For each proxy the means over seeds `[N]`."""
+        return {name: np.mean(values, axis=0) for name, values in self.values.items()}
+
+    @property
+    def standard_errors(self) -> dict[str, np.ndarray] | None:
+        """For each proxy the standard errors of the means `[N]`; None where there is one seed."""
+        values = self.values
+        if any(len(each) == 1 for each in values.values()):
+            return None
+        return {name: stats.sem(each, axis=0) for name, each in values.items()}
 
     @property
     def seconds(self) -> float:

@@ -6,9 +6,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from nasi_jax.types import SearchSpace
+
+_ATTEMPTS = 100
 
 Propose = Callable[[jax.Array, Sequence[Any], np.ndarray], Any]
 """Maps a random key, all architectures so far and the fitness of each to the next architecture."""
@@ -61,17 +64,18 @@ def mutated(key: jax.Array, space: SearchSpace, genotype: Any) -> Any:
     Raises:
       ValueError: if the space has no other architecture.
     """
-    weights = space.one_hot(genotype)
+    own = space.one_hot(genotype)
+    weights = {name: np.asarray(each) for name, each in own.items()}
     rows = [(name, row) for name, each in weights.items() for row in range(len(each))]
-    for key_of_attempt in jax.random.split(key, 100):
-        key_of_row, key_of_logits, key_of_strengths = jax.random.split(key_of_attempt, 3)
-        name, row = rows[int(jax.random.randint(key_of_row, (), 0, len(rows)))]
+    # A proposal draws many small numbers, of which JAX takes a millisecond each.
+    rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
+    for _ in range(_ATTEMPTS):
+        name, row = rows[rng.integers(len(rows))]
         # Beside the 0 and less than 1 of the others, so that in DARTS another edge can win, and
         # either of the two that a node has can lose.
-        strengths = jax.random.uniform(key_of_strengths, (len(weights[name]), 1), minval=0.5)
-        logits = 2 * jax.random.uniform(key_of_logits, weights[name].shape[1:])
-        drawn = (weights[name] * strengths).at[row].set(logits)
-        child = space.discretize({**weights, name: drawn})
+        drawn = weights[name] * rng.uniform(0.5, 1.0, (len(weights[name]), 1))
+        drawn[row] = rng.uniform(0.0, 2.0, weights[name].shape[1])
+        child = space.discretize({**own, name: jnp.asarray(drawn, jnp.float32)})
         if child != genotype:
             return child
     raise ValueError(f"there is no other architecture in {space.name} to mutate {genotype} to")
