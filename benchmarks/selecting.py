@@ -90,7 +90,7 @@ def main() -> None:
     """Searches, and looks up what is selected."""
     config = tyro.cli(Config, description=__doc__)
     if config.smoke:
-        config = replace(config, budget=80, seeds=2)
+        config = replace(config, budget=20, seeds=2)
     space, table = search_space("nasbench201"), tables.load(config.table)
     known, accuracy = known_scores(config.scores), table.column(config.column)
 

@@ -357,6 +357,18 @@ def test_trained_order(run, tmp_path, data_file):
     assert (tmp_path / "trained_order.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
+def test_proxy_costs(run, tmp_path):
+    sizes = ("--num-cells", 1, "--init-channels", 2, "--image-size", 8, "--batch-size", 4)
+    printed = run(
+        *("proxy_costs", *sizes, "--proxies", "jacov", "naswot", "--cells", 2, "--out", tmp_path)
+    )
+    costs = json.loads((tmp_path / "proxy_costs.json").read_text())["costs"]
+    assert list(costs)[:3] == ["a forward pass", "jacov", "naswot"] and len(costs) == 4
+    assert all(each["seconds"] > 0 and each["compile_seconds"] > 0 for each in costs.values())
+    assert "| a forward pass |" in printed and "together takes" in printed
+
+
 @pytest.mark.nightly
 def test_torch_peer(tmp_path):
     if importlib.util.find_spec("torch") is None:
