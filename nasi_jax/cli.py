@@ -116,7 +116,19 @@ class Search(Resumable):
             )
         if self.config.until_sure or not noise:
             _print_verdicts(result)
+        if result["place"] > 1:
+            print(f"the most probable within the limits, number {result['place']} of all")
+        _print_network(result)
         print(f"wrote {self.out}/result.json, cells.svg, history.png")
+
+
+def _print_network(result: Mapping[str, Any]) -> None:
+    """Prints the size that the limits are of, where there are limits."""
+    if network := result.get("network"):
+        print(
+            f"its network for {network['for']} has {network['params'] / 1e6:.2f} M parameters and "
+            f"{network['multiply_adds'] / 1e6:.0f} M multiply-adds"
+        )
 
 
 def _print_verdicts(result: Mapping[str, Any]) -> None:
@@ -268,6 +280,7 @@ class Select(Resumable):
             f"scored {seconds['score']:.1f} s, compiled {seconds['compile']:.1f} s, "
             f"on {result['device']}"
         )
+        _print_network(result)
         print(f"wrote {self.out}/result.json, scores.csv, cells.svg, history.png")
 
 

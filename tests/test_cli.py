@@ -140,7 +140,13 @@ def test_a_search_until_it_is_sure_says_what_is_not(monkeypatch, tmp_path, capsy
             {**choice, "name": name, "sure": sure, "steps_to_sure": steps}
             for name, (sure, steps) in more.items()
         ]
-        result = {"text": "cell", "space": "toy", "config": {"variant": "nasi-ada"}, "seed": 0}
+        result = {
+            "place": 1,
+            "text": "cell",
+            "space": "toy",
+            "config": {"variant": "nasi-ada"},
+            "seed": 0,
+        }
         result |= {"norm": "batch", "device": "cpu", "seconds": {"search": 1.0, "compile": 1.0}}
         return {**result, "choices": choices, "steps": 30, "sure_of": "this theta_0"}
 
@@ -591,16 +597,22 @@ def test_score_of_two_seeds_has_a_standard_error(tmp_path, capsys):
 def test_select(tmp_path, capsys):
     flags = shlex.split(
         "--space toy:Chains --norm none --image-size 8 --batch-size 4 --seed 2 --proxies grad_norm "
-        "flops --budget 3 --population 2 --tournament 1"
+        "flops --budget 3 --population 2 --tournament 1 --max-params 1e6"
     )
     main(["select", *flags, "--out", str(tmp_path)])
     captured = capsys.readouterr()
-    first, summary, wrote = captured.out.splitlines()
+    first, summary, network, wrote = captured.out.splitlines()
     result = json.loads((tmp_path / "result.json").read_text())
     assert first == result["text"] and result["num_scored"] == 3
     assert summary.startswith(
         f"chains, evolution by grad_norm, flops, seed 2: network {result['number']} of 3, scored "
     )
+    # Two convolutions are most parameters and FLOPs, so the network has all that there are.
+    work = (27 * 4 + 2 * 9 * 4 * 4) * 32**2 + 4 * 10
+    assert network == (
+        f"its network for cifar10 has 0.00 M parameters and {work / 1e6:.0f} M multiply-adds"
+    )
+    assert result["network"]["multiply_adds"] == work
     assert wrote == f"wrote {tmp_path}/result.json, scores.csv, cells.svg, history.png"
     compiling, compiled, selecting = captured.err.splitlines()[:3]
     assert compiling.startswith("compiling the scores of toy:Chains, ")
