@@ -30,6 +30,7 @@ from nasi_jax.kernels import proxy_named
 from nasi_jax.kernels.proxies.proxy import for_norm
 from nasi_jax.runs.score import functions_of, keys_of
 from nasi_jax.runs.search import datasets_of, space_of
+from nasi_jax.search.history import in_space
 from nasi_jax.types import ApplyFn, Batch, Params, ProxyFn
 
 RECIPE = SelectConfig().proxies
@@ -67,7 +68,7 @@ def cost(config: ScoreConfig, cells: int, proxies: Mapping[str, ProxyFn]) -> Cos
     batch = dataset.batch(keys["data"], 0, config.batch_size)
     draw, score = functions_of(config, proxies, dataset.num_classes)
     genotypes = [space.sample(key) for key in jax.random.split(keys["architectures"], cells)]
-    weights = [space.one_hot(genotype.canonical()) for genotype in genotypes]
+    weights = [space.one_hot(in_space(space, each.canonical(), each)) for each in genotypes]
     params = draw(keys["parameters"], batch.inputs, weights[0])
     begin = time.perf_counter()
     program = jax.jit(score).lower(keys["proxies"], params, weights[0], batch).compile()

@@ -1,0 +1,73 @@
+"""What others join by: workflow, citation, changelog and contributing agree with the project."""
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+WORKFLOW = yaml.safe_load((ROOT / ".github" / "workflows" / "checks.yml").read_text())
+
+
+def steps():
+    return [step for job in WORKFLOW["jobs"].values() for step in job["steps"]]
+
+
+def test_the_workflow_tests_every_python_that_the_project_names():
+    prefix = "Programming Language :: Python :: 3."
+    named = [each.removeprefix(prefix) for each in PROJECT["classifiers"] if prefix in each]
+    matrix = WORKFLOW["jobs"]["tests"]["strategy"]["matrix"]
+    assert matrix["python"] == [f"3.{minor}" for minor in named]
+    assert [each["releases"] for each in matrix["include"]] == ["lowest-direct"]
+
+
+def test_the_workflow_calls_the_scripts_that_are_there():
+    commands = [step["run"] for step in steps() if "run" in step]
+    assert {"./check.sh", ".ci/run"} <= {*commands}
+    for script in ("check.sh", ".ci/run"):
+        assert (ROOT / script).stat().st_mode & 0o100
+    assert all(("run" in step) != ("uses" in step) for step in steps())
+
+
+def test_ruff_is_the_same_before_a_commit_and_in_the_checks():
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())
+    (repository,) = hooks["repos"]
+    assert (
+        f"ruff=={repository['rev'].removeprefix('v')}" in PROJECT["optional-dependencies"]["test"]
+    )
+
+
+def test_the_citation_is_of_this_version_and_license():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["version"] == PROJECT["version"]
+    assert citation["license"] == PROJECT["license"]
+    assert citation["preferred-citation"]["url"] == "https://arxiv.org/abs/2109.00817"
+
+
+def test_contributing_sets_up_as_the_readme_does():
+    def set_up(name):
+        return re.search(r"^python3 .*check\.sh$", (ROOT / name).read_text(), re.MULTILINE)[0]
+
+    assert set_up("CONTRIBUTING.md") == set_up("README.md")
+
+
+@pytest.mark.parametrize("name", ["CHANGELOG.md", "CONTRIBUTING.md", "CODE_OF_CONDUCT.md"])
+def test_links_inside_the_repository_lead_somewhere(name):
+    links = re.findall(r"\]\(([^)#]*)(?:#([^)]*))?\)", (ROOT / name).read_text())
+    assert links
+    for path, heading in links:
+        if path.startswith("http"):
+            continue
+        text = (ROOT / (path or name)).read_text()
+        headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+        assert not heading or heading in [each.lower().replace(" ", "-") for each in headings]
+
+
+@pytest.mark.parametrize("name", ["bug.yml", "feature.yml"])
+def test_issue_forms_have_what_github_asks_for(name):
+    form = yaml.safe_load((ROOT / ".github" / "ISSUE_TEMPLATE" / name).read_text())
+    assert {"name", "description", "body"} <= form.keys()
+    assert all({"type", "attributes"} <= part.keys() for part in form["body"])
