@@ -5,7 +5,10 @@ from __future__ import annotations
 import argparse
 import contextlib
 import datetime
+import functools
+import inspect
 import logging
+import operator
 import os
 import re
 import sys
@@ -640,27 +643,48 @@ _RUNS: dict[str, type[_Run]] = {
     "train": Train,
 }
 _Command = _Run | Resume | Export | Predict | Show
+_COMMANDS: dict[str, type[_Command]] = {
+    **_RUNS,
+    "resume": Resume,
+    "export": Export,
+    "predict": Predict,
+    "show": Show,
+}
 
 
 def _command(arguments: list[str]) -> _Command:
-    search = Annotated[Search, tyro.conf.subcommand("search", default=_search_default(arguments))]
-    select = Annotated[Select, tyro.conf.subcommand("select")]
-    score = Annotated[Score, tyro.conf.subcommand("score")]
-    compare = Annotated[Compare, tyro.conf.subcommand("compare")]
-    rank = Annotated[Rank, tyro.conf.subcommand("rank")]
-    train = Annotated[Train, tyro.conf.subcommand("train", default=_train_default(arguments))]
-    resume = Annotated[Resume, tyro.conf.subcommand("resume")]
-    export_ = Annotated[Export, tyro.conf.subcommand("export")]
-    predict_ = Annotated[Predict, tyro.conf.subcommand("predict")]
-    show = Annotated[Show, tyro.conf.subcommand("show")]
-    return tyro.cli(
-        search | select | score | compare | rank | train | resume | export_ | predict_ | show,
-        prog="nasi",
-        description="Neural architecture search at initialization (NASI), in JAX. nasi --version "
-        "prints the versions and devices for a report of a bug.",
-        args=arguments,
-        config=(tyro.conf.OmitSubcommandPrefixes,),
+    defaults: dict[str, Any] = {
+        "search": _search_default(arguments),
+        "train": _train_default(arguments),
+    }
+    kinds: list[Any] = [
+        Annotated[
+            kind,
+            tyro.conf.subcommand(
+                name,
+                default=defaults.get(name, tyro.MISSING_NONPROP),
+                description=_description(kind, arguments),
+            ),
+        ]
+        for name, kind in _COMMANDS.items()
+    ]
+    return cast(
+        "_Command",
+        tyro.cli(
+            functools.reduce(operator.or_, kinds),
+            prog="nasi",
+            description="Neural architecture search at initialization (NASI), in JAX. nasi "
+            "--version prints the versions and devices for a report of a bug.",
+            args=arguments,
+            config=(tyro.conf.OmitSubcommandPrefixes,),
+        ),
     )
+
+
+def _description(kind: type, arguments: list[str]) -> str:
+    """The whole of what a command says of itself; its first line where all of them are listed."""
+    text = inspect.getdoc(kind) or ""
+    return text if arguments[:1] in [[name] for name in _COMMANDS] else text.partition("\n")[0]
 
 
 def _search_default(arguments: list[str]) -> Search:

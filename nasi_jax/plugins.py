@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
@@ -33,8 +34,14 @@ def find(name: str, known: Mapping[str, Any], group: str, what: str) -> Any:
         return _loaded(brought[name])
     raise ValueError(
         f"unknown {what} {name!r}; known: {', '.join([*known, *brought])}, and module:name for one "
-        "of your own"
+        f"of your own{did_you_mean(name, [*known, *brought])}"
     )
+
+
+def did_you_mean(name: str, known: Sequence[str]) -> str:
+    """The end of a message about an unknown name: the known one that is nearest, if any is near."""
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {near[0]}?" if near else ""
 
 
 def brought(group: str) -> list[Any]:

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import tiny
 
-from nasi_jax import runs
+from nasi_jax import cli, runs
 from nasi_jax.cells import SEARCH_SPACES, genotype_to_dict, parse_genotype
 from nasi_jax.cli import main
 from nasi_jax.storage import files
@@ -561,6 +561,28 @@ POPULATION = shlex.split(
 )
 
 
+def test_the_list_of_commands_is_one_screen(capsys):
+    """A line or two for each, where the help of a command says all of it."""
+    with pytest.raises(SystemExit) as stopped:
+        main(["--help"])
+    printed = capsys.readouterr().out
+    assert stopped.value.code == 0 and printed.count("\n") < 40
+    for name, kind in cli._COMMANDS.items():
+        assert f"• {name} " in printed
+        with pytest.raises(SystemExit):
+            main([name, "--help"])
+        help_of_it = " ".join(capsys.readouterr().out.split())
+        assert " ".join(kind.__doc__.split()) in help_of_it
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_shells_complete_commands(capsys, shell):
+    with pytest.raises(SystemExit) as stopped:
+        main(["--tyro-print-completion", shell])
+    script = capsys.readouterr().out
+    assert not stopped.value.code and "nasi" in script and "select" in script
+
+
 def test_score(tmp_path, capsys):
     out = tmp_path / "new" / "scores.csv"
     main(["score", *POPULATION, "--out", str(out)])
@@ -634,6 +656,8 @@ def test_compare(tmp_path, capsys):
     ("flags", "message"),
     [
         ("score --proxies accuracy", "unknown proxy 'accuracy'; known: batch_gradient, "),
+        ("score --proxies syn_flow", "for one of your own; did you mean synflow?"),
+        ("score --ops skip_conect", "avg_pool_3x3; did you mean skip_connect?"),
         ("score --num-archs 0", "num_archs must be an integer from 1 to 2147483647, got 0"),
         ("score --genotypes nowhere", "cannot read genotypes from nowhere: "),
         ("score --resume --overwrite", "--resume and --overwrite exclude each other"),

@@ -45,7 +45,10 @@ def search_space(name: str, **fields: Any) -> SearchSpace:
     ops = given.get("ops", space.ops)
     for op in ops:
         if op not in space.ops:
-            raise ValueError(f"unknown op {op!r} in {space.name}; known: {', '.join(space.ops)}")
+            raise ValueError(
+                f"unknown op {op!r} in {space.name}; known: {', '.join(space.ops)}"
+                f"{plugins.did_you_mean(op, space.ops)}"
+            )
     if len(set(ops)) != len(ops) or not set(ops) - {"none"}:
         raise ValueError(f"ops must differ, and one must be other than none; got {', '.join(ops)}")
     check_sizes(
