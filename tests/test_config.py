@@ -84,6 +84,9 @@ EXPLICIT = {
     "image_size": 8,
     "data_dir": "/somewhere",
     "seed": 2**32 - 1,
+    "max_params": 4e6,
+    "max_multiply_adds": 6e8,
+    "limits_for": "imagenet",
 }
 
 
