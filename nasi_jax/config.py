@@ -232,9 +232,9 @@ class Limits:
       max_params: its parameters, at most.
       max_multiply_adds: multiply-adds of its forward pass of one image, at most; 6e8 is the
         mobile setting of ImageNet.
-      limits_for: what the network is for, as its benchmark or paper has it: cifar10 or cifar100, of
-        32 pixels, where that of DARTS has 20 cells of 36 channels; or imagenet, of DARTS alone, of
-        224 pixels, 1000 classes and 14 cells of 48 channels.
+      limits_for: what the network is for, as its benchmark or paper has it: cifar10 or cifar100
+        of 32 pixels, where that of DARTS has 20 cells of 36 channels; or, of DARTS alone, imagenet
+        with 1000 classes, 224 pixels, and 14 cells of 48 channels.
     """
 
     max_params: Scale | None = None
