@@ -2,7 +2,7 @@
 
 from nasi_jax.kernels.independence import examples_are_coupled
 from nasi_jax.kernels.neural_tangents import infinite_width_ntk, neural_tangents_ntk
-from nasi_jax.kernels.ntk import ntk
+from nasi_jax.kernels.ntk import ntk, ntk_on_host
 from nasi_jax.kernels.per_example import squared_gradient_norms
 from nasi_jax.kernels.proxies import (
     PROXIES,
@@ -58,6 +58,7 @@ __all__ = [
     "naswot",
     "neural_tangents_ntk",
     "ntk",
+    "ntk_on_host",
     "ntk_trace",
     "num_params",
     "per_example_gradient",

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from nasi_jax.kernels.interpreter import closed_over
 from nasi_jax.types import ApplyFn, Params
@@ -40,7 +41,13 @@ def examples_are_coupled(apply_fn: ApplyFn, params: Params, inputs: jax.Array) -
 
 
 def require_independent(
-    apply_fn: ApplyFn, params: Params, inputs: jax.Array, coupled: bool | None
+    apply_fn: ApplyFn,
+    params: Params,
+    inputs: jax.Array,
+    coupled: bool | None,
+    *,
+    mesh: Mesh | None = None,
+    way_out: str = "pass coupled=True for gradients through the whole batch",
 ) -> None:
     """Refuses coupled examples where the caller has not said what they are.
 
@@ -49,15 +56,20 @@ def require_independent(
       params: its parameters.
       inputs: `[B, ...]`.
       coupled: what the caller says; None if nothing.
+      mesh: devices that each get a part of the batch, if any do.
+      way_out: what else to do, as it is said to the user.
 
     Raises:
-      ValueError: if nothing was said and the examples are coupled.
+      ValueError: if nothing was said and the examples are coupled, or if they are said to be, and
+        there is a mesh.
     """
+    if coupled and mesh is not None:
+        raise ValueError("mesh splits the batch, and coupled=True needs the whole: leave one out")
     if coupled is None and examples_are_coupled(apply_fn, params, inputs):
         raise ValueError(
             "the outputs of one example depend on the other examples of its batch (batch "
             "statistics?), so an example has no gradient of its own: use the norm mode frozen or "
-            "none, or pass coupled=True for gradients through the whole batch"
+            f"none, or {way_out}"
         )
 
 

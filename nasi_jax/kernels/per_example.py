@@ -133,13 +133,14 @@ def _mapped(
 
     def mapped(*arrays: jax.Array) -> jax.Array:
         count = arrays[0].shape[0]
-        size = _default_chunk(count, elsewhere) if chunk_size is None else chunk_size
+        size = default_chunk(count, elsewhere) if chunk_size is None else chunk_size
         return lax.map(lambda each: function(*each), arrays, batch_size=size)
 
     return mapped
 
 
-def _default_chunk(count: int, elsewhere: int) -> int:
+def default_chunk(count: int, elsewhere: int) -> int:
+    """How many of `count` are taken at a time by default: see `squared_gradient_norms`."""
     if jax.default_backend() != "cpu":
         return elsewhere
     return next((size for size in range(8, 3, -1) if count % size == 0), count)

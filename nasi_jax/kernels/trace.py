@@ -9,9 +9,11 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
+from jax.sharding import Mesh
 
 from nasi_jax.kernels.independence import require_independent
-from nasi_jax.kernels.per_example import squared_gradient_norms, squared_norm
+from nasi_jax.kernels.parts import Chunk, fold, over_devices, total, wide
+from nasi_jax.kernels.per_example import default_chunk, squared_gradient_norms, squared_norm
 from nasi_jax.types import ApplyFn, Batch, Derivative, Loss, Params
 
 
@@ -155,6 +157,7 @@ def ntk_trace(
     *,
     coupled: bool | None = None,
     chunk_size: int | None = None,
+    mesh: Mesh | None = None,
 ) -> jax.Array:
     """The exact trace of the NTK of a batch: sum_x ||grad_theta f(x)||_F^2 (equation (9)).
 
@@ -166,28 +169,47 @@ def ntk_trace(
       params: parameters that the Jacobian is taken at.
       batch: inputs `[B, ...]`; the labels are not read.
       coupled: see `squared_gradient_norms`. True takes `B K` backward passes of the whole batch.
-      chunk_size: see `squared_gradient_norms`.
+      chunk_size: see `squared_gradient_norms`. It bounds the memory, on each device, whatever the
+        number of examples.
+      mesh: devices that share the examples, which they must divide, along its axis `data`. Each
+        has all parameters.
 
     Returns:
       A scalar, the sum over the batch and the outputs.
 
     Raises:
-      ValueError: if the examples are coupled and `coupled` is not given.
+      ValueError: if the examples are coupled and `coupled` is not given, or is with a mesh, and
+        for a chunk size or a mesh that is not as above.
     """
     del key
     like = jax.eval_shape(apply_fn, params, batch.inputs)
     chex.assert_rank(like, 2)
-    size, outputs = like.shape
-    eye = jnp.eye(outputs, dtype=like.dtype)
-    norms = squared_gradient_norms(
-        apply_fn,
-        params,
-        batch.inputs,
-        jnp.broadcast_to(eye, (size, outputs, outputs)),
-        coupled=coupled,
-        chunk_size=chunk_size,
-    )
-    return jnp.sum(norms)
+    require_independent(apply_fn, params, batch.inputs, coupled, mesh=mesh)
+    eye = jnp.eye(like.shape[1], dtype=like.dtype)
+
+    def part(params: Params, inputs: jax.Array) -> jax.Array:
+        """The sum over the examples of one device."""
+        count = inputs.shape[0]
+        size = default_chunk(count, count) if chunk_size is None else chunk_size
+
+        def add(found: jax.Array, chunk: Chunk) -> jax.Array:
+            examples = chunk.of(inputs)
+            norms = squared_gradient_norms(
+                apply_fn,
+                params,
+                examples,
+                jnp.broadcast_to(eye, (examples.shape[0], *eye.shape)),
+                coupled=bool(coupled),
+                chunk_size=chunk_size,
+            )
+            fresh = jnp.where(chunk.fresh[:, None], norms, 0)
+            return found + jnp.sum(fresh, dtype=found.dtype)
+
+        found = fold(add, jnp.zeros((), wide()), count, None if coupled else size)
+        return total(found, mesh)
+
+    trace: jax.Array = over_devices(part, mesh, summed=True)(params, batch.inputs)
+    return trace.astype(like.dtype)
 
 
 class Estimate(NamedTuple):

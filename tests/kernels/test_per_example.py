@@ -9,7 +9,7 @@ from networks import INDEPENDENT, batch_normalized, cotangents, inputs, jacobian
 
 from nasi_jax.cells import search_space
 from nasi_jax.kernels import ntk, squared_gradient_norms
-from nasi_jax.kernels.per_example import _default_chunk, _kernels
+from nasi_jax.kernels.per_example import _kernels, default_chunk
 from nasi_jax.types import NetworkSpec
 
 pytestmark = pytest.mark.usefixtures("x64")
@@ -93,14 +93,14 @@ def test_chunks(chunk_size):
 
 
 def test_default_chunk():
-    sizes = {count: _default_chunk(count, 2) for count in (64, 10, 7, 3, 11)}
+    sizes = {count: default_chunk(count, 2) for count in (64, 10, 7, 3, 11)}
     assert sizes == {64: 8, 10: 5, 7: 7, 3: 3, 11: 11}
 
 
 def test_default_chunk_off_the_cpu(monkeypatch):
     """All independent examples at once; of coupled ones the cotangents of one at a time."""
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    assert _default_chunk(64, 2) == 2
+    assert default_chunk(64, 2) == 2
     args = (params(), inputs(), cotangents())
     sizes = []
 
