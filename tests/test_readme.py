@@ -27,7 +27,9 @@ def test_the_python_example_runs(capsys):
 KERNELS = blocks("python", "docs/kernels.md")
 
 
-@pytest.mark.parametrize("example", KERNELS, ids=["flax", "equinox", "function", "names"])
+@pytest.mark.parametrize(
+    "example", KERNELS, ids=["flax", "equinox", "function", "thousands", "memory", "names"]
+)
 def test_models_of_ones_own(example, capsys):
     """In about ten lines each, with numbers that are finite and above 0."""
     lines = [line for line in example.splitlines() if line and not line.startswith("import")]

@@ -13,12 +13,6 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 AXIS = "data"
 """The axis of a mesh whose devices share the examples."""
 
-
-def wide() -> Any:
-    """The dtype of sums: float64 where JAX's x64 mode is on, else float32."""
-    return jax.dtypes.canonicalize_dtype(jnp.float64)
-
-
 Carry = TypeVar("Carry")
 Tree = TypeVar("Tree")
 
@@ -99,7 +93,7 @@ def over_devices(
     devices = num_shards(mesh)
     if mesh is None:
         return function
-    on_all, split = PartitionSpec(), PartitionSpec(AXIS)
+    mesh, on_all, split = _untyped(mesh), PartitionSpec(), PartitionSpec(AXIS)
 
     @jax.jit
     def on_mesh(shared: Any, *examples: Any) -> Any:
@@ -128,7 +122,10 @@ def over_devices(
 
 def copied(tree: Tree, mesh: Mesh | None) -> Tree:
     """The arrays, on every device of a mesh."""
-    return tree if mesh is None else jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+    if mesh is None:
+        return tree
+    copies: Tree = jax.device_put(tree, NamedSharding(_untyped(mesh), PartitionSpec()))
+    return copies
 
 
 def total(tree: Tree, mesh: Mesh | None) -> Tree:
@@ -143,3 +140,13 @@ def passed_around(tree: Tree, mesh: Mesh | None) -> Iterator[tuple[jax.Array, Tr
     for hop in range(1, devices):
         tree = lax.ppermute(tree, AXIS, [(each, (each - 1) % devices) for each in range(devices)])
         yield (lax.axis_index(AXIS) + hop) % devices, tree
+
+
+def wide() -> Any:
+    """The dtype of sums: float64 where JAX's x64 mode is on, else float32."""
+    return jax.dtypes.canonicalize_dtype(jnp.float64)
+
+
+def _untyped(mesh: Mesh) -> Mesh:
+    """The mesh for arrays whose types say nothing of it, which `jax.make_mesh` does not make."""
+    return Mesh(mesh.devices, mesh.axis_names)

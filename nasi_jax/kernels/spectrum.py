@@ -117,8 +117,8 @@ def lanczos_spectrum(
       num_steps: Lanczos steps, at most `B K`.
       num_probes: random starting vectors, of entries -1 and 1.
       chunk_size: how many examples the passes take at a time, on each device. It bounds the
-        memory: what grows with B are `num_steps + 1` vectors, and a few, of length `B K`. Outputs
-        are computed anew in every pass. All at once, and once, if not given.
+        memory: all that grows with B are vectors of length `B K`, about two for each step. Outputs
+        are computed anew in every pass. If not given, all are taken at once, and computed once.
       mesh: devices that share the examples, which they must divide, along its axis `data`. Each
         has all parameters, and its examples' part of the vectors; gradients are summed over all.
 

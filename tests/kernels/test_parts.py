@@ -247,3 +247,44 @@ for count, mesh in meshes():
     assert flops[2] * count < 1.5 * first[2], (count, flops, first)  # vectors of 4 steps are alike
 assert len(compiled[0](tree, x).sharding.device_set) == 8
 """)
+
+
+def test_devices_in_chunks():
+    """Of a function that vma types refuse; 3 examples a device in chunks of 2, and 19 in blocks."""
+    on_eight("""
+tree, x = params(), inputs(size=24)
+rows = jacobian(recurrent, tree, x)
+dense = np.einsum("bkp,clp->bkcl", rows, rows)
+mesh = jax.make_mesh((8,), ("data",))  # with explicit types, where that is the default
+single = jax.jit(quantities(recurrent)[2])(tree, x)
+kernel, trace, lanczos = quantities(recurrent, mesh=mesh, chunk_size=2)
+assert distance(kernel(tree, x), dense) < 1e-9
+assert distance(trace(tree, x), np.sum(rows**2)) < 1e-9
+assert distance(jax.jit(lanczos)(tree, x), single) < 1e-9
+found = ntk_on_host(recurrent, tree, x[:19], chunk_size=1, mesh=mesh)
+assert distance(found, dense[:19, :, :19]) < 1e-9
+for each in (kernel, trace, lanczos):
+    with pytest.raises(ValueError, match="8 devices of mesh must divide .* examples, got 19"):
+        each(tree, x[:19])
+with pytest.raises(ValueError, match="8 devices of mesh must be no more than the 7 examples"):
+    ntk_on_host(recurrent, tree, x[:7], chunk_size=1, mesh=mesh)
+""")
+
+
+def test_devices_in_float32():
+    """Within twice what one device shows between orders of summation, or two roundings."""
+    on_eight("""
+def together(**options):
+    return jax.jit(lambda *args: [each(*args) for each in quantities(own, **options)])
+
+tree, x = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), (params(), inputs(size=SIZE)))
+with jax.enable_x64(False):
+    single = together()(tree, x)
+    orders = [together(chunk_size=size)(tree, x) for size in (1, 3)]
+    for count, mesh in [*meshes()][1:]:
+        found = together(mesh=mesh)(tree, x)
+        for each, expected, *others in zip(found, single, *orders, strict=True):
+            spread = max(distance(other, expected) for other in others)
+            print(count, spread, distance(each, expected))
+            assert distance(each, expected) <= max(2 * spread, 2.4e-7), (count, spread)
+""")
