@@ -272,19 +272,22 @@ with pytest.raises(ValueError, match="8 devices of mesh must be no more than the
 
 
 def test_devices_in_float32():
-    """Within twice what one device shows between orders of summation, or two roundings."""
+    """Within twice what chunks change on one device, or two roundings; Lanczos within 1e-5.
+
+    Chunks leave the sums over the vectors of Lanczos as they are, which devices take apart: of
+    the largest number, 1.6e-6 on two devices where chunks changed 4.1e-7.
+    """
     on_eight("""
 def together(**options):
     return jax.jit(lambda *args: [each(*args) for each in quantities(own, **options)])
 
 tree, x = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), (params(), inputs(size=SIZE)))
 with jax.enable_x64(False):
-    single = together()(tree, x)
-    orders = [together(chunk_size=size)(tree, x) for size in (1, 3)]
+    single, chunked = together()(tree, x), together(chunk_size=3)(tree, x)
     for count, mesh in [*meshes()][1:]:
         found = together(mesh=mesh)(tree, x)
-        for each, expected, *others in zip(found, single, *orders, strict=True):
-            spread = max(distance(other, expected) for other in others)
-            print(count, spread, distance(each, expected))
+        for each, expected, other in zip(found[:2], single, chunked):
+            spread = distance(other, expected)
             assert distance(each, expected) <= max(2 * spread, 2.4e-7), (count, spread)
+        assert distance(found[2], single[2]) < 1e-5, count
 """)
