@@ -23,6 +23,7 @@ from nasi_jax.cells import (
     search_space,
 )
 from nasi_jax.config import RankConfig, ScoreConfig, SearchConfig, SelectConfig
+from nasi_jax.devices.mesh import device_mesh
 from nasi_jax.kernels import (
     PROXIES,
     batch_gradient,
@@ -70,6 +71,7 @@ __all__ = [
     "adaptive",
     "batch_gradient",
     "correlations",
+    "device_mesh",
     "fixed",
     "infinite_width_ntk",
     "lanczos_spectrum",

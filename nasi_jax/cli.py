@@ -37,6 +37,7 @@ from rich.table import Table
 from nasi_jax import export, runs
 from nasi_jax.config import Config, RankConfig, ScoreConfig, SearchConfig, SelectConfig
 from nasi_jax.devices import cache, environment
+from nasi_jax.devices.mesh import parse as parse_mesh
 from nasi_jax.storage import directory, files
 from nasi_jax.training.recipes import RECIPES, TrainConfig
 from nasi_jax.training.trainer import network_sizes, num_cells_of
@@ -57,7 +58,17 @@ class Compiling:
 
 
 @dataclass(frozen=True)
-class Resumable(Compiling):
+class Spread(Compiling):
+    """What the commands have in common that several devices share."""
+
+    mesh: Annotated[str | None, tyro.conf.arg(metavar="data=N,sample=N")] = None
+    """How many devices share the examples of a batch (a search, a training), and how many the
+    samples of a search or the architectures to score; if not given, all, as docs/scale.md says.
+    Changes a result by rounding only, so a run may go on with another."""
+
+
+@dataclass(frozen=True)
+class Resumable(Spread):
     """What the commands have in common that may find a run in their output."""
 
     resume: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
@@ -67,15 +78,16 @@ class Resumable(Compiling):
     """Replace the run that is there."""
 
     @property
-    def existing(self) -> dict[str, bool]:
-        """What is to happen to it, as keyword arguments.
+    def options(self) -> dict[str, Any]:
+        """What is to happen to it, and on which devices, as keyword arguments.
 
         Raises:
-          ValueError: if both are set.
+          ValueError: if both are set, or there is no such mesh.
         """
         if self.resume and self.overwrite:
             raise ValueError("--resume and --overwrite exclude each other")
-        return {"resume": self.resume, "overwrite": self.overwrite}
+        mesh = None if self.mesh is None else parse_mesh(self.mesh)
+        return {"resume": self.resume, "overwrite": self.overwrite, "mesh": mesh}
 
 
 @dataclass(frozen=True)
@@ -102,7 +114,7 @@ class Search(Resumable):
     def run(self) -> None:
         """Runs the search and reports it."""
         with _progress(_program("the search step", self.config.resolved())) as report:
-            result = runs.search.search(self.config, self.out, **self.existing, on_progress=report)
+            result = runs.search.search(self.config, self.out, **self.options, on_progress=report)
         print(result["text"])
         choices, seconds = result["choices"], result["seconds"]
         ratios = [choice["margin_in_standard_errors"] or 0.0 for choice in choices]
@@ -171,7 +183,7 @@ class Score(Resumable):
     def run(self) -> None:
         """Scores and reports."""
         with _progress(_program("the scores", self.config)) as report:
-            scores = runs.score.score(self.config, self.out, **self.existing, on_progress=report)
+            scores = runs.score.score(self.config, self.out, **self.options, on_progress=report)
         errors = scores.standard_errors
         for name, means in scores.means.items():
             if np.isnan(means).all():
@@ -208,9 +220,7 @@ class Compare(Resumable):
     def run(self) -> None:
         """Compares and reports."""
         with _progress(_program("the scores", self.config)) as report:
-            result = runs.compare.compare(
-                self.config, self.out, **self.existing, on_progress=report
-            )
+            result = runs.compare.compare(self.config, self.out, **self.options, on_progress=report)
         _print_correlations(result)
         _print_cost(self.config, result)
         if result["reference"] != runs.compare.REFERENCE:
@@ -242,7 +252,7 @@ class Rank(Resumable):
     def run(self) -> None:
         """Ranks and reports."""
         with _progress(_program("the scores", self.config)) as report:
-            result = runs.rank.rank(self.config, self.out, **self.existing, on_progress=report)
+            result = runs.rank.rank(self.config, self.out, **self.options, on_progress=report)
         for column, found in result["overlaps"].items():
             print(
                 f"{found['cells']} cells have {column} in two tables, whose difference is "
@@ -274,7 +284,7 @@ class Select(Resumable):
     def run(self) -> None:
         """Selects and reports."""
         with _progress(_program("the scores", self.config)) as report:
-            result = runs.select.select(self.config, self.out, **self.existing, on_progress=report)
+            result = runs.select.select(self.config, self.out, **self.options, on_progress=report)
         print(result["text"])
         seconds = result["seconds"]
         print(
@@ -314,7 +324,7 @@ class Train(Resumable):
 
     def run(self) -> None:
         """Trains and reports."""
-        existing = self.existing
+        options = self.options
         if self.genotype is not None:
             genotype = runs.search.read_genotype(self.genotype, self.config.space)
         elif self.resume:
@@ -329,12 +339,10 @@ class Train(Resumable):
         program = f"a training step, recipe {config.recipe}, {sizes}, batch {config.batch_size}"
         with _progress(program) as report:
             if self.seeds == 1:
-                result = runs.train.train(
-                    genotype, config, self.out, **existing, on_progress=report
-                )
+                result = runs.train.train(genotype, config, self.out, **options, on_progress=report)
             else:
                 result = runs.train.train_seeds(
-                    genotype, config, self.out, self.seeds, **existing, on_progress=report
+                    genotype, config, self.out, self.seeds, **options, on_progress=report
                 )
         print(genotype.to_text())
         if self.seeds == 1:
@@ -506,7 +514,7 @@ class Show:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Resume(Compiling):
+class Resume(Spread):
     """Go on with a run of any command that leaves one, with its own settings.
 
     Does what the command does that began the run, with --resume and every setting as it was.
@@ -518,7 +526,8 @@ class Resume(Compiling):
     def command(self) -> _Run:
         """The command that began the run."""
         verb = _RUNS[runs.resume.verb_of(self.path)]
-        return replace(verb.saved(self.path), resume=True, no_cache=self.no_cache)
+        saved = verb.saved(self.path)
+        return replace(saved, resume=True, no_cache=self.no_cache, mesh=self.mesh)
 
 
 _POPULATIONS = {"all": "of all architectures", "live": "architectures without dead operations"}

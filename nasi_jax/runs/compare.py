@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from nasi_jax.config import ScoreConfig
 from nasi_jax.kernels.neural_tangents import neural_tangents_ntk
@@ -34,6 +35,7 @@ def compare(
     config: ScoreConfig,
     out: Path,
     *,
+    mesh: Mesh | None = None,
     resume: bool = False,
     overwrite: bool = False,
     on_progress: OnProgress = lambda progress: None,
@@ -47,6 +49,7 @@ def compare(
       config: the configuration. The exact trace keeps a Jacobian of the whole batch in
         neural-tangents, so the batch should be small.
       out: the directory for compare.csv, compare.json and compare.png.
+      mesh: as for `nasi_jax.runs.score.score`.
       resume: whether to go on with the comparison in the directory, if there is one.
       overwrite: whether to replace what an earlier comparison left there.
       on_progress: called as it goes on.
@@ -68,6 +71,7 @@ def compare(
         proxies,
         genotypes_of(config),
         directory,
+        mesh=mesh,
         resume=resume,
         overwrite=overwrite,
         on_progress=on_progress,

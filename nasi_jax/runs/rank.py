@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jax.sharding import Mesh
 from matplotlib.figure import Figure
 
 from nasi_jax import tables
@@ -55,6 +56,7 @@ def rank(
     config: RankConfig,
     out: Path,
     *,
+    mesh: Mesh | None = None,
     resume: bool = False,
     overwrite: bool = False,
     on_progress: OnProgress = lambda progress: None,
@@ -68,6 +70,7 @@ def rank(
       config: the configuration.
       out: the directory for scores.csv and scores.json (a line for each seed and architecture),
         rank.csv (a line for each proxy and aggregate), rank.json and rank.png.
+      mesh: as for `nasi_jax.runs.score.score`.
       resume: whether to go on with the ranking in the directory, if there is one.
       overwrite: whether to replace what an earlier ranking left there.
       on_progress: called as it goes on.
@@ -102,6 +105,7 @@ def rank(
         proxies_of(config, [*named, *itertools.chain(*taken.values())]),
         genotypes,
         directory,
+        mesh=mesh,
         resume=resume,
         overwrite=overwrite,
         on_progress=on_progress,

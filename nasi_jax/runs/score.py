@@ -16,12 +16,14 @@ from typing import Any, NamedTuple, TypeVar
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from scipy import stats
 
 from nasi_jax import config as configuration
 from nasi_jax.cells import parse_genotype
 from nasi_jax.cells.layers.mixed import stacked
 from nasi_jax.config import ScoreConfig, Scoring
+from nasi_jax.devices.mesh import SAMPLE, along, over_samples, placed, require_only, several, sizes
 from nasi_jax.kernels import proxy_named
 from nasi_jax.kernels.proxies.proxy import all_scores, for_norm, norm_of
 from nasi_jax.runs.search import datasets_of, space_of
@@ -50,6 +52,11 @@ _SECONDS_BETWEEN_WRITES = 5.0
 _MOST_AT_ONCE = 16
 """Architectures in a call, however much memory there is: by then few launches are left of each."""
 _DRAWS_PER_ARCHITECTURE = 50
+_OF_ARCHITECTURES = (None, None, 0, None)
+"""Which operands of what scores are those of single architectures: the weights."""
+
+SPREAD = "architectures to score are spread"
+"""What is done with a mesh, in words."""
 
 _C = TypeVar("_C", bound=Scoring)
 _T = TypeVar("_T")
@@ -110,6 +117,7 @@ class Scores(NamedTuple):
       num_scored: how many networks were scored: `N`, or as many as canonical forms differ.
       num_compilations: how many programs were compiled to score them.
       compile_seconds: how long that took.
+      mesh: the number of devices along each axis of the mesh that they were scored on.
     """
 
     rows: tuple[Row, ...]
@@ -117,6 +125,7 @@ class Scores(NamedTuple):
     num_scored: int
     num_compilations: int
     compile_seconds: float
+    mesh: Mapping[str, int]
 
     @property
     def genotypes(self) -> tuple[str, ...]:
@@ -155,6 +164,7 @@ def score(
     config: ScoreConfig,
     out: Path,
     *,
+    mesh: Mesh | None = None,
     resume: bool = False,
     overwrite: bool = False,
     on_progress: OnProgress = lambda progress: None,
@@ -165,6 +175,9 @@ def score(
       config: the configuration.
       out: the csv file: a line for each seed and architecture, with params, flops, and the
         proxies, all of them higher is better.
+      mesh: the devices, as `nasi_jax.device_mesh` makes it, which share the architectures along
+        `sample`; if not given, all local ones. Changes scores by rounding only, so a run may go on
+        with another.
       resume: whether to go on with the scores in the file, if there are any.
       overwrite: whether to replace the file.
       on_progress: called as it goes on.
@@ -181,6 +194,7 @@ def score(
         proxies_of(config, config.proxies),
         genotypes_of(config),
         run_directory(out),
+        mesh=mesh,
         resume=resume,
         overwrite=overwrite,
         on_progress=on_progress,
@@ -290,6 +304,7 @@ def scored(
     genotypes: Sequence[Any],
     directory: RunDirectory,
     *,
+    mesh: Mesh | None,
     resume: bool,
     overwrite: bool,
     on_progress: OnProgress,
@@ -305,6 +320,7 @@ def scored(
       proxies: what scores, by name.
       genotypes: the architectures.
       directory: the files; see `directory_of`.
+      mesh: as for `score`.
       resume: whether to go on with the scores that are there, if there are any.
       overwrite: whether to replace them.
       on_progress: called as it goes on.
@@ -322,6 +338,7 @@ def scored(
         return datasets(seed).batch(keys_of(seed)["data"], 0, config.batch_size)
 
     batch_of(config.seed)
+    require_only(SAMPLE, mesh, SPREAD)
 
     def write(scores: Scores) -> None:
         lines = (
@@ -346,7 +363,7 @@ def scored(
         num_classes = datasets(config.seed).num_classes
         with jax.default_matmul_precision(config.matmul_precision):
             scores = _scores(
-                config, proxies, num_classes, genotypes, batch_of, known, write, on_progress
+                config, proxies, num_classes, genotypes, batch_of, mesh, known, write, on_progress
             )
         yield scores
 
@@ -405,7 +422,7 @@ def together(score_weights: Callable[..., _T]) -> Callable[..., _T]:
     them: on an H100 that is a twentieth of the kernel launches, where a CPU would wait for the
     arithmetic.
     """
-    return jax.vmap(score_weights, in_axes=(None, None, 0, None))
+    return jax.vmap(score_weights, _OF_ARCHITECTURES)
 
 
 class Scorer:
@@ -427,6 +444,7 @@ class Scorer:
         seed: int,
         weights: Alpha,
         there_are: int,
+        mesh: Mesh | None,
         num_kept: int = 1,
         one_hot: bool = True,
     ) -> None:
@@ -440,6 +458,7 @@ class Scorer:
           seed: of the first call.
           weights: one-hot weights of the first network.
           there_are: how many networks there are to score in all.
+          mesh: the devices, which share the networks of a call along `sample`.
           num_kept: of how many seeds to keep parameters and batch, where calls are of several in
             turn.
           one_hot: see `functions_of`.
@@ -449,11 +468,15 @@ class Scorer:
             config, proxies, num_classes, one_hot=one_hot
         )
         self._drawn = functools.lru_cache(maxsize=num_kept)(self._draw_of)
+        self._mesh, devices = several(mesh), sizes(mesh)[SAMPLE]
         self.num_compilations = 0
         begin = time.perf_counter()
-        self._program, self.num_at_once = _fitting(
-            lambda count: self._compiled(seed, count), config.archs_per_call, there_are
+        self._program, of_device = _fitting(
+            lambda count: self._compiled(seed, devices * count),
+            config.archs_per_call,
+            math.ceil(there_are / devices),
         )
+        self.num_at_once = devices * of_device
         jax.block_until_ready(self._program(*self._arguments(seed, [weights], self.num_at_once)))
         self.compile_seconds = time.perf_counter() - begin
 
@@ -471,17 +494,21 @@ class Scorer:
     def _draw_of(self, seed: int) -> tuple[jax.Array, Params, Batch]:
         keys, batch = keys_of(seed), self._batch_of(seed)
         params = self._draw(keys["parameters"], batch.inputs, self._example)
-        return keys["proxies"], jax.block_until_ready(params), batch
+        return placed((keys["proxies"], jax.block_until_ready(params), batch), self._mesh)
 
     def _arguments(self, seed: int, weights: Sequence[Alpha], count: int) -> tuple[Any, ...]:
         """For a call of so many networks, of which the last one may stand there repeatedly."""
         key, params, batch = self._drawn(seed)
         chosen = [*weights, *[weights[-1]] * (count - len(weights))]
-        return key, params, chosen[0] if count == 1 else stacked(chosen), batch
+        together = chosen[0] if count == 1 else placed(stacked(chosen), self._mesh, SAMPLE)
+        return key, params, together, batch
 
     def _compiled(self, seed: int, count: int) -> jax.stages.Compiled:
         self.num_compilations += 1
-        function = self._score_weights if count == 1 else together(self._score_weights)
+        one, many = self._score_weights, together(self._score_weights)
+        function = one if count == 1 else many
+        if self._mesh is not None:
+            function = over_samples(one, many, self._mesh, _OF_ARCHITECTURES)
         arguments = self._arguments(seed, [self._example], count)
         return jax.jit(function).lower(*arguments).compile()
 
@@ -492,6 +519,7 @@ def _scores(
     num_classes: int,
     genotypes: Sequence[Any],
     batch_of: Callable[[int], Batch],
+    mesh: Mesh | None,
     known: Mapping[tuple[int, str], Row],
     write: Callable[[Scores], None],
     on_progress: OnProgress,
@@ -499,6 +527,7 @@ def _scores(
     """Computes the missing scores, and writes them at intervals and at the end."""
     norms = norms_of(config, proxies)
     weights = _weights(config, space_of(config), genotypes)
+    mesh = mesh or along(SAMPLE, len(weights))
     seeds = range(config.seed, config.seed + config.seeds)
     tasks = [(seed, genotype.to_text()) for seed in seeds for genotype in genotypes]
     rows = {task: known[task] for task in tasks if task in known}
@@ -512,7 +541,7 @@ def _scores(
         in_order = tuple(rows[task] for task in tasks if task in rows)
         num_scored = sum((config.seed, texts[0]) in rows for texts in weights)
         compiled = (scorer.num_compilations, scorer.compile_seconds) if scorer else (0, 0.0)
-        return Scores(in_order, norms, num_scored, *compiled)
+        return Scores(in_order, norms, num_scored, *compiled, sizes(mesh))
 
     first = next((seed for seed in seeds if left[seed]), None)
     if first is None:  # the record of all that there is says how it came about
@@ -526,6 +555,7 @@ def _scores(
         seed=first,
         weights=weights[left[first][0]],
         there_are=len(weights),
+        mesh=mesh,
     )
     on_progress(Progress("compiled", len(tasks), len(rows)))
     written = time.monotonic()
@@ -560,16 +590,23 @@ def _weights(
     return weights
 
 
+def at_once(asked: int, there_are: int) -> int:
+    """How many architectures a device is to score in a call, of all that there are for it.
+
+    Args:
+      asked: `archs_per_call`.
+      there_are: how many there are in all, not how many are left, so that a run that goes on has
+        the scores of an unbroken one.
+    """
+    most = asked or (1 if free_memory() is None else _MOST_AT_ONCE)
+    return math.ceil(there_are / math.ceil(there_are / most))  # calls of one size
+
+
 def _fitting(
     compiled: Callable[[int], jax.stages.Compiled], asked: int, there_are: int
 ) -> tuple[jax.stages.Compiled, int]:
-    """Compiles a call of as many architectures as asked for, or as fit, and says how many.
-
-    How many there are in all decides, not how many are left, so that a run that goes on has the
-    scores of an unbroken one.
-    """
-    most = asked or (1 if free_memory() is None else _MOST_AT_ONCE)
-    count = math.ceil(there_are / math.ceil(there_are / most))  # calls of one size
+    """Compiles a call of as many architectures as asked for, or as fit, and says how many."""
+    count = at_once(asked, there_are)
     program = compiled(count)
     if asked or count == 1 or (fitting := number_that_fits(program, count)) >= count:
         return program, count
@@ -584,6 +621,7 @@ def record_of(config: ScoreConfig, scores: Scores) -> dict[str, Any]:
         "num_archs": len(scores.genotypes),
         "num_scored": scores.num_scored,
         "num_compilations": scores.num_compilations,
+        "mesh": dict(scores.mesh),
         "seconds": {"compile": scores.compile_seconds, "score": scores.seconds},
         **provenance(),
     }

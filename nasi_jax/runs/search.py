@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+from jax.sharding import Mesh
 
 from nasi_jax import config as configuration
 from nasi_jax import data
@@ -27,6 +28,7 @@ from nasi_jax.cells import (
     search_space,
 )
 from nasi_jax.config import Config, ResolvedSearch, SearchConfig
+from nasi_jax.devices.mesh import SAMPLE, along, require_divisor, sizes
 from nasi_jax.kernels import batch_gradient, proxy_named
 from nasi_jax.kernels.proxies.proxy import for_norm, norm_of
 from nasi_jax.report.cells import draw_genotype
@@ -172,6 +174,7 @@ def search(
     config: SearchConfig,
     out: Path,
     *,
+    mesh: Mesh | None = None,
     resume: bool = False,
     overwrite: bool = False,
     on_progress: OnProgress = lambda progress: None,
@@ -181,6 +184,9 @@ def search(
     Args:
       config: the configuration; what it leaves at None takes the variant's value.
       out: the directory, made if it is not there.
+      mesh: the devices, as `nasi_jax.device_mesh` makes it: along `sample` each takes the steps of
+        a call, along `data` they share the mini-batches. If not given, all local ones along
+        `sample`. Changes the result by rounding only, so a search may go on with another.
       resume: whether to go on with the search that the directory holds, if it holds one. The
         result is that of an unbroken search.
       overwrite: whether to remove what an earlier search left in the directory.
@@ -199,6 +205,8 @@ def search(
     space, algorithm = build(config, dataset.num_classes)
     search_key, data_key = jax.random.split(jax.random.key(config.seed))
     steps, batch_size = config.steps, config.batch_size
+    mesh = mesh or along(SAMPLE, steps)
+    require_divisor(batch_size, mesh)
 
     @functools.lru_cache(maxsize=1)  # the one that is looked at, compiled for, and searched with
     def batches(step: int) -> Batch:
@@ -225,6 +233,8 @@ def search(
 
         def enough(run: Run) -> bool:
             for step in range(evidence.num_steps, len(run.step_seconds)):
+                if config.until_sure and evidence.all_sure:
+                    break
                 evidence.add({name: update[step] for name, update in run.info.update.items()})
             return config.until_sure and evidence.all_sure
 
@@ -247,6 +257,7 @@ def search(
             batches,
             steps,
             samples_per_step=config.samples_per_step,
+            mesh=mesh,
             start=start,
             on_stage=on_stage,
             on_step=on_step,
@@ -257,10 +268,11 @@ def search(
             keep(run)
         on_progress(_progress("drawing", done, run))
         enough(run)  # of a search that was whole before it was asked
-        run = _of_fewer_steps(run, done / steps)
+        run = _of_fewer_steps(_without_rest(run, evidence.num_steps), steps)
         place, genotype = _selected(space, run.state.alpha, is_within)
+        verdicts = evidence.verdicts()
         result = {
-            **_result(config, space, dataset, run, evidence.verdicts(), genotype),
+            **_result(config, space, dataset, run, verdicts, genotype, sizes(mesh)),
             "place": place,
         }
         _write(directory, space, result, run, genotype)
@@ -281,8 +293,20 @@ def _selected(
     )
 
 
-def _of_fewer_steps(run: Run, share: float) -> Run:
-    """The run of a share of the T steps with alpha as equation (18) has it for so many steps."""
+def _without_rest(run: Run, num_steps: int) -> Run:
+    """The run without the steps that the last call took besides those that were enough."""
+    if num_steps == len(run.step_seconds):
+        return run
+    info = jax.tree.map(lambda leaf: leaf[:num_steps], run.info)
+    alpha = {name: jnp.asarray(np.cumsum(each, axis=0)[-1]) for name, each in info.update.items()}
+    return run._replace(
+        state=run.state._replace(alpha=alpha), info=info, step_seconds=run.step_seconds[:num_steps]
+    )
+
+
+def _of_fewer_steps(run: Run, steps: int) -> Run:
+    """A run of fewer than the T steps with alpha as equation (18) has it for so many."""
+    share = len(run.step_seconds) / steps
     if share == 1:
         return run
     alpha, update = jax.tree.map(lambda leaf: leaf / share, (run.state.alpha, run.info.update))
@@ -340,6 +364,7 @@ def _result(
     run: Run,
     verdicts: Sequence[Verdict],
     genotype: Genotype,
+    mesh: dict[str, int],
 ) -> dict[str, Any]:
     alpha = run.state.alpha
     of_choice = {verdict.name: verdict for verdict in verdicts}
@@ -370,6 +395,7 @@ def _result(
         "num_classes": dataset.num_classes,
         "seed": config.seed,
         "config": configuration.to_dict(config),
+        "mesh": mesh,
         "seconds": {
             "compile": run.compile_seconds,
             "search": float(np.sum(run.step_seconds)),

@@ -10,17 +10,21 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from nasi_jax import config as configuration
 from nasi_jax.cells import genotype_to_dict
 from nasi_jax.config import SelectConfig
+from nasi_jax.devices.mesh import SAMPLE, along, require_only, sizes
 from nasi_jax.report.cells import draw_genotype
 from nasi_jax.report.curves import draw_fitness
 from nasi_jax.report.figures import save
 from nasi_jax.runs import limits, score
 from nasi_jax.runs.score import (
+    SPREAD,
     Row,
     Scorer,
+    at_once,
     keys_of,
     known_rows,
     norms_of,
@@ -68,6 +72,7 @@ def select(
     config: SelectConfig,
     out: Path,
     *,
+    mesh: Mesh | None = None,
     resume: bool = False,
     overwrite: bool = False,
     on_progress: OnProgress = lambda progress: None,
@@ -82,6 +87,9 @@ def select(
       config: the configuration.
       out: the directory for `FILES`; scores.csv has a line for each seed and network, in the order
         in which they were looked at.
+      mesh: as for `nasi_jax.runs.score.score`. Evolution takes no more devices than it proposes
+        networks from the same history, which are `archs_per_call` whatever the mesh, so that what
+        is selected does not depend on it.
       resume: whether to go on with the selection in the directory, if there is one. The result is
         that of an unbroken one.
       overwrite: whether to replace what an earlier selection left there.
@@ -105,6 +113,17 @@ def select(
         return datasets(seed).batch(keys_of(seed)["data"], 0, config.batch_size)
 
     batch_of(config.seed)
+    of_supernets = config.method in _OF_SUPERNETS
+    total = num_supernets(space, config.method, config.walks) or config.budget
+    # What evolution proposes next depends on what it has seen: not on how many devices there are.
+    most = at_once(config.archs_per_call, total) if config.method == "evolution" else total
+    mesh = mesh or along(SAMPLE, most)
+    require_only(SAMPLE, mesh, SPREAD)
+    if sizes(mesh)[SAMPLE] > most:
+        raise ValueError(
+            f"a mesh must have at most {most} devices along {SAMPLE}, as many networks as are "
+            f"scored at a time (--archs-per-call), got {sizes(mesh)[SAMPLE]}"
+        )
     directory = run_directory(out)
     settings = configuration.to_dict(config)
     with (
@@ -113,8 +132,6 @@ def select(
     ):
         table = directory.folder / "scores.csv"
         known = known_rows(table, columns, proxies) if table.exists() else {}
-        of_supernets = config.method in _OF_SUPERNETS
-        total = num_supernets(space, config.method, config.walks) or config.budget
         on_progress(Progress("compiling", total, 0))
         scorer = Scorer(
             config,
@@ -123,7 +140,8 @@ def select(
             batch_of,
             seed=config.seed,
             weights=space.one_hot(space.sample(jax.random.key(0))),  # any
-            there_are=total,
+            there_are=most,
+            mesh=mesh,
             num_kept=config.seeds,
             one_hot=not of_supernets,
         )
@@ -159,7 +177,7 @@ def select(
             key = keys_of(config.seed)["architectures"]
             propose = _method(config, space)
             looked_at = History(key, space, propose, budget=config.budget, is_within=is_within)
-            while chosen := looked_at.proposed(scorer.num_at_once):
+            while chosen := looked_at.proposed(min(scorer.num_at_once, most)):
                 looked_at.add(chosen, _scores(config, rows_of(_one_hot(space, chosen))))
             genotypes, fitness = looked_at.genotypes, looked_at.fitness
         directory.write("scores.csv", _csv(columns, rows))
@@ -168,6 +186,7 @@ def select(
             **_result(config, space, genotypes[number - 1], num_classes, rows),
             "fitness": float(fitness[number - 1]),
             "number": number,
+            "mesh": sizes(mesh),
             "seconds": {
                 "compile": scorer.compile_seconds,
                 "score": float(sum(row.seconds for row in rows)),

@@ -17,11 +17,19 @@ import jax
 import numpy as np
 import optax
 import orbax.checkpoint as ocp
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from nasi_jax import config as configuration
 from nasi_jax import data
 from nasi_jax.cells import genotype_to_dict, parse_genotype
+from nasi_jax.devices.mesh import (
+    DATA,
+    device_mesh,
+    everywhere,
+    require_divisor,
+    require_only,
+    sizes,
+)
 from nasi_jax.report.curves import draw_curves
 from nasi_jax.report.figures import save
 from nasi_jax.storage.directory import RunDirectory, provenance, restored
@@ -94,19 +102,22 @@ def train(
     config: TrainConfig,
     out: Path,
     *,
+    mesh: Mesh | None = None,
     resume: bool = False,
     overwrite: bool = False,
     on_progress: OnProgress = lambda progress: None,
 ) -> dict[str, Any]:
     """Trains a genotype's network from scratch, and writes `FILES` into its run directory.
 
-    Batches are shared among all local devices, which see the statistics of the whole batch (or of
-    its groups), so that their number changes the result by rounding only.
+    Batches are shared among devices, which see the statistics of the whole batch (or of its
+    groups), so that their number changes the result by rounding only.
 
     Args:
       genotype: what to train.
       config: how.
       out: the directory, made if it is not there.
+      mesh: the devices, as `nasi_jax.device_mesh` makes it, which share the batches along `data`.
+        If not given, as many local ones as divide the batch. A training may go on with another.
       resume: whether to go on with the training that the directory holds, if it holds one. The
         result is that of an unbroken one: on one CPU the same, bit for bit.
       overwrite: whether to remove what an earlier training left in the directory.
@@ -126,6 +137,7 @@ def train(
         genotype,
         config,
         run_directory(out),
+        mesh=_mesh_of(config, mesh),
         resume=resume,
         overwrite=overwrite,
         on_progress=on_progress,
@@ -138,6 +150,7 @@ def _train(
     config: TrainConfig,
     directory: RunDirectory,
     *,
+    mesh: Mesh,
     resume: bool,
     overwrite: bool,
     on_progress: OnProgress,
@@ -150,10 +163,10 @@ def _train(
         stack.enter_context(directory.begun(settings, resume=resume, overwrite=overwrite))
         checkpoints = stack.enter_context(directory.checkpoints())
         _check_data(directory, sets, begun=checkpoints.latest_step() is not None)
-        loop = _Loop(algorithm, config, sets, checkpoints, directory, on_progress)
+        loop = _Loop(algorithm, config, sets, mesh, checkpoints, directory, on_progress)
         loop.run()
         loop.write_metrics()
-        summary = _summary(genotype, config, algorithm, loop.history)
+        summary = _summary(genotype, config, algorithm, loop.history, sizes(mesh))
         _draw(directory.folder, config, loop.history)
         directory.write("summary.json", json_text(summary))
     return summary
@@ -165,6 +178,7 @@ def train_seeds(
     out: Path,
     seeds: int,
     *,
+    mesh: Mesh | None = None,
     resume: bool = False,
     overwrite: bool = False,
     on_progress: OnProgress = lambda progress: None,
@@ -176,6 +190,7 @@ def train_seeds(
       config: how to train from the first seed.
       out: the directory that holds all.
       seeds: how many, at least 2.
+      mesh: as for `train`.
       resume: as for `train`; what is finished is not trained again.
       overwrite: as for `train`, of all these directories at once.
       on_progress: as for `train`.
@@ -191,7 +206,7 @@ def train_seeds(
         raise ValueError(f"seeds must be from 2 to 1000, got {seeds}")
     if config.seed + seeds > 2**32:
         raise ValueError(f"seed + seeds must be at most {2**32}, got {config.seed} + {seeds}")
-    splits = _checked(genotype, config)
+    splits, mesh = _checked(genotype, config), _mesh_of(config, mesh)
     settings = {**_settings(genotype, config), "seeds": seeds}
     folders = {seed: f"seed-{seed}" for seed in range(config.seed, config.seed + seeds)}
     directory = run_directory(out, folders.values())
@@ -203,6 +218,7 @@ def train_seeds(
                 genotype,
                 dataclasses.replace(config, seed=seed),
                 run_directory(out / folder),
+                mesh=mesh,
                 resume=True,  # what is left, which is nothing where it was not asked for
                 overwrite=False,
                 on_progress=_labelled(f"seed {seed}", on_progress),
@@ -273,12 +289,6 @@ _Splits = Mapping[str, Callable[[int], data.Dataset]]
 
 def _checked(genotype: Genotype, config: TrainConfig) -> _Splits:
     """Opens the images, and checks that the genotype can be trained on them."""
-    num_devices = jax.local_device_count()
-    if config.batch_size % num_devices:
-        raise ValueError(
-            f"batch_size must be a multiple of the {num_devices} local devices, "
-            f"got {config.batch_size}"
-        )
     splits = {
         split: data.of_seeds(
             config.data,
@@ -291,6 +301,16 @@ def _checked(genotype: Genotype, config: TrainConfig) -> _Splits:
     }
     trainer(genotype, config, _Sets(splits, config.seed).images)
     return splits
+
+
+def _mesh_of(config: TrainConfig, mesh: Mesh | None) -> Mesh:
+    """The mesh, if it can be trained on; if there is none, of as many devices as divide a batch."""
+    if mesh is None:
+        numbers = range(1, jax.local_device_count() + 1)
+        return device_mesh(data=max(n for n in numbers if config.batch_size % n == 0))
+    require_only(DATA, mesh, "batches to train on are spread")
+    require_divisor(config.batch_size, mesh)
+    return mesh
 
 
 def _check_data(directory: RunDirectory, sets: _Sets, *, begun: bool) -> None:
@@ -361,6 +381,7 @@ class _Loop:
         algorithm: Training,
         config: TrainConfig,
         sets: _Sets,
+        mesh: Mesh,
         checkpoints: ocp.CheckpointManager,
         directory: RunDirectory,
         on_progress: OnProgress,
@@ -372,12 +393,8 @@ class _Loop:
         self.init_key, self.step_key, self.data_key = jax.random.split(
             jax.random.key(config.seed), 3
         )
-        devices = jax.local_devices()
-        mesh = jax.make_mesh(
-            (len(devices),), ("batch",), axis_types=(AxisType.Auto,), devices=devices
-        )
-        self.replicated = NamedSharding(mesh, PartitionSpec())
-        self.split = NamedSharding(mesh, PartitionSpec("batch"))
+        self.replicated = everywhere(mesh)
+        self.split = NamedSharding(mesh, PartitionSpec(DATA))
         self.history = np.zeros((0, len(COLUMNS)))
         self.saved = self.epoch_began = self.step_seconds = self.test_seconds = 0.0
 
@@ -571,7 +588,11 @@ def _stored(kept: _Kept) -> dict[str, Any]:
 
 
 def _summary(
-    genotype: Genotype, config: TrainConfig, algorithm: Training, history: np.ndarray
+    genotype: Genotype,
+    config: TrainConfig,
+    algorithm: Training,
+    history: np.ndarray,
+    mesh: dict[str, int],
 ) -> dict[str, Any]:
     columns = dict(zip(COLUMNS, history.T, strict=True))
     accuracy = columns["test_accuracy"]
@@ -586,7 +607,7 @@ def _summary(
         **size_of(algorithm.network, state, config.image_size),
         "images_per_second": float(np.median(columns["images_per_second"])),
         "seconds": float(columns["seconds"].sum()),
-        "num_devices": jax.local_device_count(),
+        "mesh": mesh,
         "norm": "running",
         "seed": config.seed,
         "config": configuration.to_dict(config),

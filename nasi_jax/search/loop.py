@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import time
 from collections.abc import Callable
 from typing import NamedTuple
@@ -10,7 +11,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
+from nasi_jax.devices.mesh import DATA, SAMPLE, everywhere, placed, several, sizes
 from nasi_jax.search.nasi import SearchAlgorithm, SearchInfo, SearchState
 from nasi_jax.types import Batch
 
@@ -46,6 +49,7 @@ def run(
     num_steps: int,
     *,
     samples_per_step: int = 1,
+    mesh: Mesh | None = None,
     start: Run | None = None,
     on_stage: Callable[[str], None] | None = None,
     on_step: Callable[[Run], None] | None = None,
@@ -61,9 +65,12 @@ def run(
       algorithm: the search. Its step is compiled once, and takes over the memory of its state.
       batches: the mini-batches.
       num_steps: T.
-      samples_per_step: K, how many steps to take in one call; each keeps its own key and
-        mini-batch, so the result is the same but for rounding. 0 for as many as fit into the
+      samples_per_step: K, how many steps to take in one call of a device; each keeps its own key
+        and mini-batch, so the result is the same but for rounding. 0 for as many as fit into the
         device's memory, at most 32; 1 where the device does not tell of its memory.
+      mesh: several devices for the search, as `nasi_jax.device_mesh` makes it: along `sample` each
+        takes K steps of a call, along `data` they share the mini-batches. Changes the result by
+        rounding only. The device in use if not given.
       start: the run to go on with; from the beginning if not given. Its state is used up.
       on_stage: called with "compiling" before anything is compiled and "compiled" after it, unless
         no step is left to do.
@@ -77,6 +84,8 @@ def run(
 
     Raises:
       FloatingPointError: if the trace or its gradient is not finite at some step.
+      ValueError: for a mesh that is not `device_mesh`'s, or whose axis `data` does not divide the
+        batch.
     """
     begin = time.perf_counter()
     if start is not None and (
@@ -92,7 +101,9 @@ def run(
         state, seconds = start.state, list(start.step_seconds)
         infos = [jax.tree.map(lambda leaf, t=t: leaf[t], start.info) for t in range(len(seconds))]
     steps_left = range(len(infos), num_steps)
-    call, together = _compiled(key, algorithm, state, batches, samples_per_step, steps_left)
+    mesh = several(mesh)
+    state = placed(state, mesh)
+    call, together = _compiled(key, algorithm, state, batches, samples_per_step, steps_left, mesh)
     compile_seconds = time.perf_counter() - begin
     if on_stage is not None:
         on_stage("compiled")
@@ -131,40 +142,43 @@ def _compiled(
     batches: Batches,
     samples_per_step: int,
     steps: range,
+    mesh: Mesh | None,
 ) -> tuple[_Call, int]:
     """Compiles the steps that are left: the program, and how many steps a call takes."""
+    devices = sizes(mesh)[SAMPLE]
 
-    @functools.cache
-    def single() -> jax.stages.Compiled:
-        step = jax.jit(algorithm.step, donate_argnums=1)
-        return step.lower(_step_key(key, steps.start), state, batches(steps.start)).compile()
-
-    together = min(samples_per_step or min(number_that_fits(single()), _MOST_SAMPLES), len(steps))
-    if together == 1:
-        program = single()
-
-        def call_one(state: SearchState, first: int, count: int) -> tuple[SearchState, SearchInfo]:
-            del count
-            state, info = program(_step_key(key, first), state, batches(first))
-            return state, jax.tree.map(lambda leaf: leaf[None], info)
-
-        return call_one, 1
-
-    def arguments(first: int, count: int) -> tuple[jax.Array, Batch]:
+    def arguments(first: int, count: int, together: int) -> tuple[jax.Array, Batch]:
         """Of the steps from the first on, the last one over and over behind them."""
         indices = [first + min(index, count - 1) for index in range(together)]
         keys = jax.vmap(functools.partial(_step_key, key))(jnp.array(indices))
-        return keys, jax.tree.map(lambda *leaves: jnp.stack(leaves), *map(batches, indices))
+        examples = jax.tree.map(lambda *leaves: jnp.stack(leaves), *map(batches, indices))
+        return placed(keys, mesh, SAMPLE), placed(examples, mesh, SAMPLE, DATA)
 
-    keys, examples = arguments(steps.start, 1)
-    step = jax.jit(algorithm.steps, donate_argnums=1)
-    several = step.lower(keys, state, examples, together).compile()
+    @functools.cache
+    def program(together: int) -> jax.stages.Compiled:
+        if mesh is None and together == 1:
+            step = jax.jit(algorithm.step, donate_argnums=1)
+            return step.lower(_step_key(key, steps.start), state, batches(steps.start)).compile()
+        steps_of = functools.partial(algorithm.steps, mesh=mesh)
+        out = None if mesh is None else everywhere(mesh)
+        step = jax.jit(steps_of, donate_argnums=1, out_shardings=out)
+        keys, examples = arguments(steps.start, 1, together)
+        return step.lower(keys, state, examples, together).compile()
+
+    fitting = samples_per_step or min(number_that_fits(program(devices)), _MOST_SAMPLES)
+    together = devices * min(fitting, math.ceil(len(steps) / devices))
+    compiled = program(together)
+
+    def call_one(state: SearchState, first: int, count: int) -> tuple[SearchState, SearchInfo]:
+        del count
+        state, info = compiled(_step_key(key, first), state, batches(first))
+        return state, jax.tree.map(lambda leaf: leaf[None], info)
 
     def call_several(state: SearchState, first: int, count: int) -> tuple[SearchState, SearchInfo]:
-        keys, examples = arguments(first, count)
-        return several(keys, state, examples, count)
+        keys, examples = arguments(first, count, together)
+        return compiled(keys, state, examples, count)
 
-    return call_several, together
+    return (call_one if mesh is None and together == 1 else call_several), together
 
 
 def free_memory() -> int | None:
@@ -179,7 +193,7 @@ def number_that_fits(program: jax.stages.Compiled, samples: int = 1) -> int:
     """How many samples a call can take in the device's memory; 1 if that is not known.
 
     Args:
-      program: a program of so many samples, to infer from what one takes.
+      program: a program of so many samples on each device, to infer from what one takes.
       samples: how many.
     """
     free, needed = free_memory(), program.memory_analysis()

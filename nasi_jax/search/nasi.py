@@ -10,7 +10,9 @@ import chex
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 
+from nasi_jax.devices.mesh import DATA, everywhere, over_samples, sizes
 from nasi_jax.kernels.trace import batch_gradient
 from nasi_jax.search.objective import Constraint, ConstraintState, adaptive, penalized
 from nasi_jax.search.relaxation import (
@@ -73,17 +75,16 @@ class SearchAlgorithm(NamedTuple):
       init: `(key, batch) -> SearchState`. Not to be compiled: as it stands it draws theta_0 on the
         host; see `init_params_on_host`.
       step: `(key, state, batch) -> (SearchState, SearchInfo)`.
-      steps: `(keys [K], state, batches [K, B, ...], count) -> (SearchState, SearchInfo [K, ...])`:
-        the first `count` of K steps in one program, whose samples are taken together. The result
+      steps: `(keys [K], state, batches [K, B, ...], count, mesh=None) -> (SearchState,
+        SearchInfo [K, ...])`: the first `count` of K steps in one program, whose samples are taken
+        together, by the devices of a mesh (`nasi_jax.devices.mesh`) if there is one. The result
         is that of `step` one after another, but for rounding. Rows of the info from `count` on
         mean nothing.
     """
 
     init: Callable[[jax.Array, Batch], SearchState]
     step: Callable[[jax.Array, SearchState, Batch], tuple[SearchState, SearchInfo]]
-    steps: Callable[
-        [jax.Array, SearchState, Batch, jax.Array | int], tuple[SearchState, SearchInfo]
-    ]
+    steps: Callable[..., tuple[SearchState, SearchInfo]]
 
 
 def normalize_by_max_norm() -> optax.GradientTransformation:
@@ -237,18 +238,31 @@ def nasi(
         return ascend(state, *sample(key, state, batch))
 
     def steps_fn(
-        keys: jax.Array, state: SearchState, batches: Batch, count: jax.Array | int
+        keys: jax.Array,
+        state: SearchState,
+        batches: Batch,
+        count: jax.Array | int,
+        mesh: Mesh | None = None,
     ) -> tuple[SearchState, SearchInfo]:
         if move_alpha:
             raise ValueError("several samples in one call need a fixed alpha: not with move_alpha")
 
-        def sample_of(key_and_batch: tuple[jax.Array, Batch]) -> tuple[jax.Array, Alpha]:
-            key, batch = key_and_batch
-            return sample(key, state, batch)
+        def in_turns(
+            keys: jax.Array, state: SearchState, batches: Batch
+        ) -> tuple[jax.Array, Alpha]:
+            return jax.lax.map(lambda each: sample(each[0], state, each[1]), (keys, batches))
 
-        # Kernels of their own for every sample are grouped convolutions under vmap, which are slow.
-        together = functools.partial(jax.lax.map, sample_of) if redraw else jax.vmap(sample_of)
-        samples = together((keys, batches))
+        in_axes = (0, None, 0)
+        # Under vmap kernels of their own for every sample are grouped convolutions, which are slow,
+        # and samples join the examples, which then are not spread over devices.
+        apart = redraw or sizes(mesh)[DATA] > 1
+        several = in_turns if apart else jax.vmap(sample, in_axes)
+        if mesh is None:
+            samples = several(keys, state, batches)
+        else:
+            samples = over_samples(sample, several, mesh, in_axes)(keys, state, batches)
+            # What follows is in the order of the steps, on every device the same.
+            samples = jax.lax.with_sharding_constraint(samples, everywhere(mesh))
         constants = {"params": state.params, "reference": state.reference}
 
         def next_step(
