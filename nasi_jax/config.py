@@ -277,7 +277,7 @@ class SearchConfig(Limits, Step, Network, Images, Supernet):
         that of the operations if not given. hard-one draws one where the space reads several.
       redraw: whether every step draws parameters theta_0 of its own; the paper has one for all.
       radius: xi, the bound on the norm of the step that alpha takes.
-      samples_per_step: how many of the T steps to take in one call of the device, each with an
+      samples_per_step: how many of the T steps to take in one call of a device, each with an
         architecture and a mini-batch of its own; 0 for as many as fit into its memory (1 on a CPU).
         Changes the result by rounding only, and takes that many times the memory.
       loss: the softmax cross-entropy, or the squared error against one-hot labels.
@@ -364,7 +364,7 @@ class Scoring(Network, Images, Supernet):
         gradients of single examples take a backward pass of the whole batch for each. synflow has
         no normalization in any norm mode.
       batch_size: examples in the one batch that all architectures see.
-      archs_per_call: how many architectures to score in one call of the device, all operations
+      archs_per_call: how many architectures to score in one call of a device, all operations
         computed for each of them; 0 for 1 on a CPU, elsewhere for 16 or as many as fit into its
         memory. Changes scores by rounding only, and takes that many times the memory.
 
@@ -416,7 +416,8 @@ class SelectConfig(Limits, Scoring):
         not for darts, whose inputs are no choices of their own, and may come to an architecture
         beyond the limits, which random and evolution never look at.
       budget: how many networks random and evolution score. Architectures that compute the same
-        function are one. Those of one call of the device are proposed from the same history.
+        function are one. Those of one call (archs_per_call, whatever the number of devices) are
+        proposed from the same history.
       walks: how often perturb goes through all choices, to take the best of what it comes to.
       population: how many architectures are alive in evolution: the last ones.
       tournament: how many of these compete to be a parent.

@@ -39,9 +39,12 @@ def held(lock):
         yield
 
 
-def on_two_devices(script, *arguments, folders=(), count=2):
-    """Runs a script where the CPU is `count` devices; it may import what tests and folders have."""
-    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={count}"
+def on_devices(number, script, *arguments, folders=()):
+    """Runs a script where the CPU is so many devices; it may import what tests can, and of folders.
+
+    Its processes and ours have the programs of one cache where `quick_compilation` is asked for.
+    """
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={number}"
     paths = os.pathsep.join([*folders, *sys.path])
     return subprocess.run(
         [sys.executable, "-c", textwrap.dedent(script), *map(str, arguments)],

@@ -661,6 +661,11 @@ def test_compare(tmp_path, capsys):
         ("score --num-archs 0", "num_archs must be an integer from 1 to 2147483647, got 0"),
         ("score --genotypes nowhere", "cannot read genotypes from nowhere: "),
         ("score --resume --overwrite", "--resume and --overwrite exclude each other"),
+        ("score --mesh 8", "a mesh must be data=N, sample=N, or data=N,sample=N, got '8'"),
+        (
+            "select --mesh sample=1000",
+            "at most 1, the local devices (cpu 0), got data=1,sample=1000",
+        ),
         ("score --space nasbench", "unknown space 'nasbench'; known: darts, "),
         ("select --proxies accuracy", "unknown proxy 'accuracy'; known: batch_gradient, "),
         ("select --budget 0", "budget must be an integer from 1 to 2147483647, got 0"),

@@ -500,8 +500,8 @@ class Scorer:
         """For a call of so many networks, of which the last one may stand there repeatedly."""
         key, params, batch = self._drawn(seed)
         chosen = [*weights, *[weights[-1]] * (count - len(weights))]
-        together = chosen[0] if count == 1 else placed(stacked(chosen), self._mesh, SAMPLE)
-        return key, params, together, batch
+        operand = chosen[0] if count == 1 else placed(stacked(chosen), self._mesh, SAMPLE)
+        return key, params, operand, batch
 
     def _compiled(self, seed: int, count: int) -> jax.stages.Compiled:
         self.num_compilations += 1

@@ -327,8 +327,10 @@ def _restored(checkpoints: ocp.CheckpointManager, state: SearchState) -> Run | N
     if done is None:
         return None
 
+    dtype = jnp.result_type(*state.alpha.values())
+
     def steps_of(shape: tuple[int, ...]) -> Any:
-        return jax.ShapeDtypeStruct((done, *shape), jnp.float32)
+        return jax.ShapeDtypeStruct((done, *shape), dtype)
 
     update: Any = {name: steps_of(leaf.shape) for name, leaf in state.alpha.items()}
     info = SearchInfo(steps_of(()), steps_of(()), steps_of(()), steps_of(()), update)

@@ -119,10 +119,10 @@ def select(
     most = at_once(config.archs_per_call, total) if config.method == "evolution" else total
     mesh = mesh or along(SAMPLE, most)
     require_only(SAMPLE, mesh, SPREAD)
-    if sizes(mesh)[SAMPLE] > most:
+    if config.method == "evolution" and sizes(mesh)[SAMPLE] > most:
         raise ValueError(
-            f"a mesh must have at most {most} devices along {SAMPLE}, as many networks as are "
-            f"scored at a time (--archs-per-call), got {sizes(mesh)[SAMPLE]}"
+            f"evolution takes at most {most} devices along {SAMPLE}, as many as it proposes "
+            f"networks at a time (--archs-per-call), got {sizes(mesh)[SAMPLE]}"
         )
     directory = run_directory(out)
     settings = configuration.to_dict(config)

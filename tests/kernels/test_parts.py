@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import on_two_devices
+from helpers import on_devices
 from networks import INDEPENDENT, batch_normalized, inputs, jacobian, params
 
 from nasi_jax.kernels import lanczos_spectrum, ntk, ntk_on_host, ntk_trace
@@ -220,7 +220,7 @@ def distance(found, expected):
 
 
 def on_eight(script):
-    process = on_two_devices(EIGHT_DEVICES + script, count=8)
+    process = on_devices(8, EIGHT_DEVICES + script)
     assert process.returncode == 0, process.stdout + process.stderr
     return process.stdout
 

@@ -21,7 +21,7 @@ import pytest
 import toy
 from helpers import assert_one_line, held, snapshot
 
-from nasi_jax import cli, data, runs
+from nasi_jax import cli, data, device_mesh, runs
 from nasi_jax.config import RankConfig, ScoreConfig, Scoring, SearchConfig, SelectConfig
 from nasi_jax.storage import files
 from nasi_jax.training.recipes import TrainConfig
@@ -674,10 +674,13 @@ def test_scores_of_other_columns_are_not_resumed(case, copy):
 
 
 def test_the_command_finds_what_there_is_to_resume(name, case, finished):
-    command = cli._command(["resume", str(finished / case.out), "--no-cache"]).command()
+    command = cli._command(
+        ["resume", str(finished / case.out), "--no-cache", "--mesh", "sample=1"]
+    ).command()
     assert type(command) is cli._RUNS[VERBS[name]]
     assert (command.out, command.resume, command.overwrite) == (finished / case.out, True, False)
     assert command.config == (case.config.resolved() if name == "search" else case.config)
+    assert command.options["mesh"] == device_mesh()
     assert command.no_cache and not cli._command(["resume", "run"]).no_cache
     assert getattr(command, "seeds", 1) == (2 if name == "seeds" else 1)
 

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import pytest
 import tiny
-from helpers import snapshot
+from helpers import flat, snapshot
 
 from nasi_jax import runs
 from nasi_jax import search as nasi_search
@@ -325,6 +325,20 @@ def test_until_sure(finished, tmp_path, sure_after):
     runs.search.search(config, tmp_path, resume=True)
     assert read(tmp_path) == (result, rows)
     assert checkpoints(tmp_path) == ["2"]
+
+
+def test_steps_of_a_call_after_the_last_do_not_count(tmp_path, sure_after):
+    sure_after(2)
+    config = dataclasses.replace(tiny.CONFIG, until_sure=True)
+    for count in (1, STEPS):
+        several = dataclasses.replace(config, samples_per_step=count)
+        runs.search.search(several, tmp_path / str(count))
+    (one, _), (all_at_once, rows) = (read(tmp_path / str(count)) for count in (1, STEPS))
+    assert all_at_once["steps"] == one["steps"] == len(rows) == 2
+    found, expected = (flat(each["alpha"]) for each in (all_at_once, one))
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
+    runs.search.search(several, tmp_path / str(STEPS), resume=True)
+    assert read(tmp_path / str(STEPS)) == (all_at_once, rows)
 
 
 def test_what_is_never_sure_takes_all_steps(tmp_path, sure_after):

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
-from helpers import assert_one_line, assert_same, on_two_devices, snapshot
+from helpers import assert_one_line, assert_same, on_devices, snapshot
 
 from nasi_jax import data, runs
 from nasi_jax.cells import genotype_from_dict, parse_genotype
@@ -148,7 +148,8 @@ def test_the_summary_says_what_was_trained_and_how(finished):
         "genotype": GENOTYPE.to_text(),
         **summary["config"],
     }
-    assert (summary["seed"], summary["norm"], summary["num_devices"]) == (3, "running", 1)
+    assert (summary["seed"], summary["norm"]) == (3, "running")
+    assert summary["mesh"] == {"data": 1, "sample": 1}
     assert summary["device"].startswith(("cpu: ", "gpu: "))
     packages = {"python", "nasi-jax", "jax", "jaxlib", "flax", "optax", "numpy"}
     assert summary["versions"].keys() >= packages
@@ -548,12 +549,12 @@ DEVICES = """
     import conftest
     import jax
     import test_train as test
-    from nasi_jax import runs
+    from nasi_jax import device_mesh, runs
 
     out = Path(sys.argv[1])
     for name, config in test.SHARED.items():
         summary = runs.train.train(test.GENOTYPE, config, out / name)
-        assert summary["num_devices"] == jax.local_device_count() == 2
+        assert summary["mesh"] == {"data": jax.local_device_count(), "sample": 1}
     before = test.snapshot(out)
     for train in (runs.train.train, lambda *a, **k: runs.train.train_seeds(*a, 2, **k)):
         try:
@@ -561,6 +562,7 @@ DEVICES = """
                 test.GENOTYPE,
                 dataclasses.replace(config, batch_size=125, norm_group=None, micro_batches=1),
                 out / name,
+                mesh=device_mesh(data=2),
                 overwrite=True,
             )
         except ValueError as error:
@@ -577,9 +579,9 @@ SHARED = {
 
 
 def test_two_devices_train_as_one(tmp_path):
-    process = on_two_devices(DEVICES, tmp_path / "two", folders=[os.path.dirname(__file__)])
+    process = on_devices(2, DEVICES, tmp_path / "two", folders=[os.path.dirname(__file__)])
     assert process.returncode == 0, process.stderr
-    refusal = "batch_size must be a multiple of the 2 local devices, got 125"
+    refusal = "batch_size must be a multiple of the 2 devices along data, got 125"
     assert process.stdout.splitlines() == [refusal, refusal]
     for name, config in SHARED.items():
         train(tmp_path / "one" / name, config)

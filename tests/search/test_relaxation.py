@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import Toy, on_two_devices, random_batch, random_like
+from helpers import Toy, on_devices, random_batch, random_like
 from scipy import special, stats
 
 from nasi_jax.search import close_over, gumbel_softmax, init_params
@@ -255,5 +255,5 @@ assert {device for leaf in jax.tree.leaves(params) for device in leaf.devices()}
 
 
 def test_the_host_draws_for_the_device_in_use():
-    process = on_two_devices(TWO_DEVICES)
+    process = on_devices(2, TWO_DEVICES)
     assert process.returncode == 0, process.stderr
