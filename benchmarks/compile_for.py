@@ -36,7 +36,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
 if "jax" not in sys.modules:  # as for processes that a test starts after this is imported
     os.environ["JAX_PLATFORMS"] = "cpu"  # no other device is asked for
@@ -53,19 +53,18 @@ from rich.table import Table
 
 from nasi_jax import SearchConfig
 from nasi_jax.cells import SEARCH_SPACES, parse_genotype
-from nasi_jax.config import ResolvedSearch, ScoreConfig
+from nasi_jax.config import ScoreConfig
 from nasi_jax.devices import cache
 from nasi_jax.devices.deviceless import Compiled, chosen_as_for, compile_for, device_of, target_of
 from nasi_jax.kernels import PROXIES
+from nasi_jax.runs.plan import Program, raw_images, score_call, search_step, train_step
 from nasi_jax.runs.predict import AT_ONCE, probabilities_of
-from nasi_jax.runs.score import functions_of, proxies_of, together
-from nasi_jax.runs.search import build, space_of
-from nasi_jax.runs.train import stored_size
+from nasi_jax.runs.score import proxies_of
 from nasi_jax.storage import files
 from nasi_jax.storage.directory import provenance
 from nasi_jax.training.recipes import RECIPES, TrainConfig
-from nasi_jax.training.trainer import Images, Training, trainer
-from nasi_jax.types import Batch
+from nasi_jax.training.trainer import Images, trainer
+from nasi_jax.types import Genotype
 
 NUM_CLASSES = 10
 SEARCHES: dict[str, dict[str, Any]] = {
@@ -133,15 +132,6 @@ class Config(Sizes):
     """What takes longer is given up, and a row that failed."""
 
 
-class Program(NamedTuple):
-    """A function, the shapes of what it is called with, a precision, and what a call serves."""
-
-    function: Callable[..., Any]
-    arguments: tuple[Any, ...]
-    matmul_precision: str
-    samples: int = 1
-
-
 @dataclass(frozen=True)
 class Outcome:
     """What became of a program: what it takes, or what went wrong."""
@@ -173,7 +163,7 @@ def programs(sizes: Sizes) -> dict[str, functools.partial[Program]]:
         search = SearchConfig(space=space, **settings).resolved()
         if sizes.smoke:
             search = replace(search, **SMALLEST[space])
-        found[f"search/{space}"] = functools.partial(search_step, search)
+        found[f"search/{space}"] = functools.partial(search_step, search, NUM_CLASSES)
     for space in SEARCH_SPACES:
         score = ScoreConfig(space=space, archs_per_call=sizes.archs_per_call)
         if sizes.smoke:
@@ -184,7 +174,7 @@ def programs(sizes: Sizes) -> dict[str, functools.partial[Program]]:
             )
     for name, recipe in RECIPES.items():
         trained = replace(recipe, num_cells=None) if sizes.smoke else recipe
-        found[f"train/{name}"] = functools.partial(train_step, trained)
+        found[f"train/{name}"] = functools.partial(recipe_step, trained)
         found[f"train/{name}/evaluate"] = functools.partial(train_evaluate, trained)
         if name == "darts-cifar10":
             found["predict"] = functools.partial(predict, trained)
@@ -208,56 +198,16 @@ def chosen(names: list[str], only: tuple[str, ...]) -> list[str]:
     return [name for name in names if not only or any(begins(name, start) for start in only)]
 
 
-def _key() -> Any:
-    return jax.eval_shape(lambda: jax.random.key(0))
-
-
-def _batch(size: int, image_size: int) -> Batch:
-    images: Any = jax.ShapeDtypeStruct((size, image_size, image_size, 3), jnp.float32)
-    labels: Any = jax.ShapeDtypeStruct((size,), jnp.int32)
-    return Batch(images, labels)
-
-
-def search_step(config: ResolvedSearch) -> Program:
-    """A step of a search, or several in one call, of a resolved configuration."""
-    _, algorithm = build(config, NUM_CLASSES)
-    key, batch = _key(), _batch(config.batch_size, config.image_size)
-    state = jax.eval_shape(algorithm.init, key, batch)
-    precision, number = config.matmul_precision, config.samples_per_step
-    if number == 1:
-        return Program(jax.jit(algorithm.step, donate_argnums=1), (key, state, batch), precision)
-    keys, batches = _several(number, (key, batch))
-    count = jax.ShapeDtypeStruct((), jnp.int32)
-    steps = jax.jit(algorithm.steps, donate_argnums=1)
-    return Program(steps, (keys, state, batches, count), precision, number)
-
-
 def score_cell(config: ScoreConfig, proxy: str, *, alone: bool) -> Program:
     """The score of a cell or of several, with those that every table has unless it is alone."""
     proxies = proxies_of(config, (proxy,))
     if alone:
         proxies = {proxy: proxies[proxy]}
-    draw, score = functions_of(config, proxies, NUM_CLASSES)
-    key, batch = _key(), _batch(config.batch_size, config.image_size)
-    weights = jax.eval_shape(space_of(config).init_alpha)
-    params = jax.eval_shape(draw, key, batch.inputs, weights)
-    number = config.archs_per_call
-    if number > 1:
-        score, weights = together(score), _several(number, weights)
-    return Program(score, (key, params, weights, batch), config.matmul_precision, number)
+    return score_call(config, proxies, NUM_CLASSES)
 
 
-def _several(number: int, shapes: Any) -> Any:
-    """The shapes of so many stacked."""
-    return jax.eval_shape(
-        lambda tree: jax.tree.map(lambda leaf: jnp.stack(number * [leaf]), tree), shapes
-    )
-
-
-def _training(config: TrainConfig) -> Training:
-    darts = config.recipe.startswith("darts")
-    genotype = parse_genotype(DARTS_V2 if darts else NASBENCH201_CELL)
-    return trainer(genotype, config, _images(config))
+def _genotype(config: TrainConfig) -> Genotype:
+    return parse_genotype(DARTS_V2 if config.recipe.startswith("darts") else NASBENCH201_CELL)
 
 
 def _images(config: TrainConfig) -> Images:
@@ -265,39 +215,28 @@ def _images(config: TrainConfig) -> Images:
     return Images(classes, examples, 255.0, np.full(3, 128, np.float32), np.full(3, 64, np.float32))
 
 
-def _raw(size: int, config: TrainConfig, dtype: Any) -> Any:
-    side = stored_size(config)
-    return jax.ShapeDtypeStruct((size, side, side, 3), dtype)
-
-
-def train_step(config: TrainConfig) -> Program:
+def recipe_step(config: TrainConfig) -> Program:
     """A step of a training."""
-    algorithm, key, size = _training(config), _key(), config.batch_size
-    state = jax.eval_shape(algorithm.init, key)
-    labels = jax.ShapeDtypeStruct((size,), jnp.int32)
-    step = jax.jit(algorithm.step, donate_argnums=1)
-    arguments = (key, state, _raw(size, config, jnp.uint8), labels)
-    return Program(step, arguments, config.matmul_precision, size)
+    return train_step(_genotype(config), config, _images(config))
 
 
 def train_evaluate(config: TrainConfig) -> Program:
     """The test of a batch."""
-    algorithm, size = _training(config), config.batch_size
-    state = jax.eval_shape(algorithm.init, _key())
-    labels = jax.ShapeDtypeStruct((size,), jnp.int32)
-    weights = jax.ShapeDtypeStruct((size,), jnp.float32)
-    arguments = (state, _raw(size, config, jnp.uint8), labels, weights)
-    return Program(algorithm.evaluate, arguments, config.matmul_precision, size)
+    step = recipe_step(config)
+    algorithm = trainer(_genotype(config), config, _images(config))
+    _, state, images, labels = step.arguments
+    weights = jax.ShapeDtypeStruct((config.batch_size,), jnp.float32)
+    return step._replace(function=algorithm.evaluate, arguments=(state, images, labels, weights))
 
 
 def predict(config: TrainConfig) -> Program:
     """The classes of as many images as are looked at together."""
-    algorithm = _training(config)
-    state = jax.eval_shape(algorithm.init, _key())
+    algorithm = trainer(_genotype(config), config, _images(config))
+    state = jax.eval_shape(algorithm.init, jax.eval_shape(lambda: jax.random.key(0)))
     variables = {"params": state.params, "batch_stats": state.batch_stats}
     function = probabilities_of(algorithm.network, config, _images(config))
-    arguments = (variables, _raw(AT_ONCE, config, jnp.float32))
-    return Program(function, arguments, config.matmul_precision, AT_ONCE)
+    images = raw_images(config, AT_ONCE, jnp.float32)
+    return Program(function, (variables, images), config.matmul_precision, AT_ONCE)
 
 
 def compiled(config: Config, name: str) -> Compiled:

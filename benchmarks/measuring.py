@@ -72,13 +72,26 @@ def peak_megabytes() -> float:
     """The largest resident memory that this process had so far, the interpreter's included."""
     # On Linux ru_maxrss of a fresh process is not below that of the process that started it
     # (500 MB there made 500 MB of 11 here); VmHWM starts anew.
-    status = Path("/proc/self/status")
-    if status.exists():
-        lines = status.read_text().splitlines()
-        (kilobytes,) = (line.split()[1] for line in lines if line.startswith("VmHWM:"))
-        return int(kilobytes) * 1024 / 1e6
+    if (megabytes := _status("VmHWM")) is not None:
+        return megabytes
     largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return largest * (1 if sys.platform == "darwin" else 1024) / 1e6
+
+
+def resident_megabytes() -> float:
+    """The resident memory that this process has now; where that is not told, the peak so far."""
+    megabytes = _status("VmRSS")
+    return peak_megabytes() if megabytes is None else megabytes
+
+
+def _status(name: str) -> float | None:
+    """An entry of /proc/self/status in megabytes; None where there is none, as off Linux."""
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return None
+    lines = status.read_text().splitlines()
+    (kilobytes,) = (line.split()[1] for line in lines if line.startswith(f"{name}:"))
+    return int(kilobytes) * 1024 / 1e6
 
 
 def write_record(out: Path, name: str, record: dict[str, Any]) -> None:

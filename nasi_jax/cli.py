@@ -15,7 +15,7 @@ import sys
 import time
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, cast
@@ -36,8 +36,9 @@ from rich.table import Table
 
 from nasi_jax import export, runs
 from nasi_jax.config import Config, RankConfig, ScoreConfig, SearchConfig, SelectConfig
-from nasi_jax.devices import cache, environment
+from nasi_jax.devices import cache, environment, footprint
 from nasi_jax.devices.mesh import parse as parse_mesh
+from nasi_jax.search.loop import TooLarge
 from nasi_jax.storage import directory, files
 from nasi_jax.training.recipes import RECIPES, TrainConfig
 from nasi_jax.training.trainer import network_sizes, num_cells_of
@@ -530,6 +531,168 @@ class Resume(Spread):
         return replace(saved, resume=True, no_cache=self.no_cache, mesh=self.mesh)
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Planned(Compiling):
+    """What plans of all commands have in common."""
+
+    device: str | None = None
+    """What to plan for: cpu, gpu or tpu where that is at hand, or h100 or v5e, which need not be
+    (pip install 'nasi-jax[aot]' or 'nasi-jax[aot-tpu]'). The device at hand if not given."""
+    device_memory: str | None = None
+    """Its memory, such as 80GB or 16GiB: says what fits, and compiles a few programs more to find
+    the largest batch and number of samples that do. What the device at hand tells if not given."""
+    vary: tuple[str, ...] = ()
+    """Other values of settings to plan too, one at a time, such as batch_size=128,256
+    num_cells=8,20."""
+    num_classes: int | None = None
+    """Classes of images that are not on this machine. Need not be given for digits, gaussian,
+    cifar10, cifar100 and imagenet2012."""
+    num_examples: int | None = None
+    """How many of these images there are to train on."""
+    out: Path | None = None
+    """File for all figures, a .json."""
+    overwrite: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Replace that file."""
+
+    def job(self, images: Callable[[Any], runs.plan.ImageSet]) -> runs.plan.Job:
+        """The run, of which `images` says what it sees."""
+        raise NotImplementedError
+
+    def run(self) -> None:
+        """Plans and reports.
+
+        Raises:
+          ValueError: if the run does not fit, after all else is done.
+        """
+        memory = None if self.device_memory is None else footprint.bytes_of(self.device_memory)
+        given = self.num_classes, self.num_examples
+        if None in given and given != (None, None):
+            raise ValueError("--num-classes and --num-examples go together")
+        if any(number is not None and number < 1 for number in given):
+            raise ValueError("--num-classes and --num-examples must be at least 1")
+        vary = dict(map(_values_of, self.vary))
+        if self.out is not None:
+            files.check_absent(self.out, overwrite=self.overwrite)
+        device = runs.plan.device_named(self.device)
+        known = None if None in given else cast(tuple[int, int], given)
+        job = self.job(lambda config: runs.plan.image_set(config, known))
+        result = runs.plan.plan(job, device, memory=memory, vary=vary, on_compile=_say_planned)
+        if self.out is not None:
+            text = files.json_text(result)
+            files.write(self.out, text.encode(), overwrite=self.overwrite)
+        _print_plan(result)
+        if self.out is not None:
+            print(f"wrote {self.out}")
+        if result["rows"][0]["fits"] is False:
+            raise ValueError(f"the run does not fit: {self.less_memory}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanSearch(_Planned):
+    """Forecast memory and time of a search, of any of its settings."""
+
+    less_memory = Search.less_memory
+    config: Annotated[SearchConfig, tyro.conf.arg(name="")] = field(default_factory=SearchConfig)
+
+    def job(self, images: Callable[[Any], runs.plan.ImageSet]) -> runs.plan.Job:
+        """The search."""
+        config = self.config.resolved()
+        return runs.plan.Job(config, images(config))
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanScore(_Planned):
+    """Forecast memory and time of scores, of any of their settings."""
+
+    less_memory = Score.less_memory
+    config: Annotated[ScoreConfig, tyro.conf.arg(name="")] = field(default_factory=ScoreConfig)
+
+    def job(self, images: Callable[[Any], runs.plan.ImageSet]) -> runs.plan.Job:
+        """The scores."""
+        return runs.plan.Job(self.config, images(self.config))
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanTrain(_Planned):
+    """Forecast memory and time of a training, of any of its settings."""
+
+    less_memory = Train.less_memory
+    genotype: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="GENOTYPE")]
+    """As for a training."""
+    config: Annotated[TrainConfig, tyro.conf.arg(name="")] = field(default_factory=TrainConfig)
+
+    def job(self, images: Callable[[Any], runs.plan.ImageSet]) -> runs.plan.Job:
+        """The training."""
+        genotype = runs.search.read_genotype(self.genotype, self.config.space)
+        return runs.plan.Job(self.config, images(self.config), genotype)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Forecast memory and time of a run from its compiled program; nothing is computed.
+
+    For the device at hand, or for one that need not be there. Ends with status 2 if the run does
+    not fit into --device-memory.
+    """
+
+    of: Annotated[
+        Annotated[PlanSearch, tyro.conf.subcommand("search")]
+        | Annotated[PlanScore, tyro.conf.subcommand("score")]
+        | Annotated[PlanTrain, tyro.conf.subcommand("train")],
+        tyro.conf.arg(name=""),
+    ]
+
+
+def _values_of(text: str) -> tuple[str, list[int]]:
+    name, _, values = text.partition("=")
+    try:
+        return name.replace("-", "_"), [int(value) for value in values.split(",")]
+    except ValueError as error:
+        raise ValueError(
+            f"--vary takes settings with whole numbers, such as batch_size=32,64, got {text!r}"
+        ) from error
+
+
+def _say_planned(changes: Mapping[str, int]) -> None:
+    print(f"compiling {_settings(changes)}", file=sys.stderr)
+
+
+def _settings(changes: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in changes.items()) or "the run"
+
+
+def _print_plan(result: Mapping[str, Any]) -> None:
+    words, usable = footprint.in_words, result["usable_memory"]
+    timed = result["rows"][0]["seconds"] is not None
+    table = Table(title=f"nasi {result['command']} on {result['device_kind']}")
+    parts = ("arguments", "temporaries", "program")
+    columns = ("", *parts, "peak", *(["a call", "the run"] if timed else []))
+    for column in (*columns, *(["fits"] if usable else [])):
+        table.add_column(column, justify="right" if column else "left")
+    for row in result["rows"]:
+        program = row["program"]
+        sizes = (program["arguments"], program["temporaries"], program["total"], row["peak_bytes"])
+        cells = [_settings(row["changes"]), *map(words, sizes)]
+        if timed:
+            cells += [f"{row['seconds_of_call']:.2g} s", _duration(row["seconds"])]
+        if usable:
+            cells.append("yes" if row["fits"] else "no")
+        table.add_row(*cells)
+    Console(width=None if sys.stdout.isatty() else 140).print(table)
+    first = result["rows"][0]
+    work = first["program"]["work"]
+    print(f"{first['calls']} calls of {work['launches']:,} launches each; {result['time']}")
+    if usable:
+        print(f"{words(usable)} of {words(result['device_memory'])} are there for a run")
+    for name, (fits, fails) in result["largest"].items():
+        most = "not even the least fits" if fits is None else f"{fits} fits"
+        print(f"{name}: {most}" + ("" if fails is None else f", {fails} does not"))
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.2g} s" if seconds < 60 else str(datetime.timedelta(seconds=round(seconds)))
+
+
 _POPULATIONS = {"all": "of all architectures", "live": "architectures without dead operations"}
 
 
@@ -593,6 +756,9 @@ def main(arguments: list[str] | None = None) -> None:
     except BrokenPipeError:
         # Whoever read stdout, such as `head`, has what they want.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except TooLarge as error:
+        assert isinstance(command, Compiling)
+        environment.fail(f"{error}: {command.less_memory}; nasi plan forecasts what fits", 2)
     except ValueError as error:
         environment.fail(str(error), 2)
     except (
@@ -651,13 +817,14 @@ _RUNS: dict[str, type[_Run]] = {
     "rank": Rank,
     "train": Train,
 }
-_Command = _Run | Resume | Export | Predict | Show
-_COMMANDS: dict[str, type[_Command]] = {
+_Command = _Run | _Planned | Resume | Export | Predict | Show
+_COMMANDS: dict[str, type[_Command | Plan]] = {
     **_RUNS,
     "resume": Resume,
     "export": Export,
     "predict": Predict,
     "show": Show,
+    "plan": Plan,
 }
 
 
@@ -665,6 +832,7 @@ def _command(arguments: list[str]) -> _Command:
     defaults: dict[str, Any] = {
         "search": _search_default(arguments),
         "train": _train_default(arguments),
+        "plan": _plan_default(arguments),
     }
     kinds: list[Any] = [
         Annotated[
@@ -677,17 +845,16 @@ def _command(arguments: list[str]) -> _Command:
         ]
         for name, kind in _COMMANDS.items()
     ]
-    return cast(
-        "_Command",
-        tyro.cli(
-            functools.reduce(operator.or_, kinds),
-            prog="nasi",
-            description="Neural architecture search at initialization (NASI), in JAX. nasi "
-            "--version prints the versions and devices for a report of a bug.",
-            args=arguments,
-            config=(tyro.conf.OmitSubcommandPrefixes,),
-        ),
+    command: Any = tyro.cli(
+        functools.reduce(operator.or_, kinds),
+        prog="nasi",
+        description="Neural architecture search at initialization (NASI), in JAX. nasi --version "
+        "prints the versions and devices for a report of a bug.",
+        args=arguments,
+        config=(tyro.conf.OmitSubcommandPrefixes,),
     )
+    found: _Command = command.of if isinstance(command, Plan) else command
+    return found
 
 
 def _description(kind: type, arguments: list[str]) -> str:
@@ -713,6 +880,14 @@ def _train_default(arguments: list[str]) -> Train:
     if given.resume and (given.out / "config.json").exists() and arguments[:1] == ["train"]:
         return Train.saved(given.out)
     return Train(config=RECIPES.get(given.recipe, TrainConfig()))
+
+
+def _plan_default(arguments: list[str]) -> Any:
+    """What the flags of `nasi plan train` default to: the recipe."""
+    if arguments[:2] != ["plan", "train"]:
+        return tyro.MISSING
+    config = _train_default(arguments[1:]).config
+    return Plan(of=PlanTrain(genotype=tyro.MISSING, config=config))
 
 
 def _given(arguments: list[str], out: Path) -> argparse.Namespace:

@@ -121,6 +121,30 @@ def chosen_as_for(target: str) -> AbstractContextManager[Any]:
     return mock.patch.object(jax, "default_backend", lambda: backend)
 
 
+def lowered_for(target: str, function: Callable[..., Any], *arguments: Any) -> jax.stages.Lowered:
+    """Lowers a function for a device that is not there, which `compile` then compiles it for.
+
+    Args:
+      target: one of `TARGETS`.
+      function: the function, or what `jax.jit` makes of it, which says what is donated.
+      *arguments: what it would be called with, or `jax.ShapeDtypeStruct` in place of arrays.
+
+    Raises:
+      ValueError: for an unknown target, or where its compiler is not installed.
+    """
+    sharding = SingleDeviceSharding(device_of(target))
+
+    def placed(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(
+            leaf.shape, leaf.dtype, sharding=sharding, weak_type=leaf.weak_type
+        )
+
+    shapes = jax.tree.map(placed, jax.eval_shape(lambda *leaves: leaves, *arguments))
+    jitted: Any = function if hasattr(function, "lower") else jax.jit(function)
+    with chosen_as_for(target):
+        return jitted.lower(*shapes)
+
+
 def compile_for(
     target: str, function: Callable[..., Any], *arguments: Any, name: str, samples: int = 1
 ) -> Compiled:
@@ -136,20 +160,11 @@ def compile_for(
     Raises:
       ValueError: for an unknown target, or where its compiler is not installed.
     """
-    backend, sharding = target_of(target).backend, SingleDeviceSharding(device_of(target))
-
-    def placed(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(
-            leaf.shape, leaf.dtype, sharding=sharding, weak_type=leaf.weak_type
-        )
-
-    shapes = jax.tree.map(placed, jax.eval_shape(lambda *leaves: leaves, *arguments))
-    jitted: Any = function if hasattr(function, "lower") else jax.jit(function)
+    backend = target_of(target).backend
     begin = time.perf_counter()
-    with chosen_as_for(target):
-        lowered = jitted.lower(*shapes)
+    lowered = lowered_for(target, function, *arguments)
     lower_seconds = time.perf_counter() - begin
-    compiled = lowered.compile()
+    compiled: Any = lowered.compile()
     compile_seconds = time.perf_counter() - begin - lower_seconds
     memory = compiled.memory_analysis()
     if backend == "gpu":

@@ -1,10 +1,11 @@
-"""What the text of a compiled program tells: launches of kernels, and what they were in JAX."""
+"""What the text of a compiled program tells: launches, work, and what they were in JAX."""
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -22,6 +23,10 @@ _OPCODE = re.compile(r"\s*([\w\-]+)\(")
 _TRIPS = re.compile(r'"?known_trip_count"?:\{"n":"(\d+)"')
 _SOURCE = re.compile(r'op_name="([^"]*)"')
 _LIBRARY_CALL = re.compile(r'custom_call_target="([^"]+)"')
+_ARRAY = re.compile(r"\w+\[([\d,]*)\]")
+_OPERAND = re.compile(r"%?([\w.\-]+)[,)]")
+_CONTRACTED = re.compile(r"lhs_contracting_dims=\{([\d,]*)\}")
+_KERNEL_DIMENSIONS = re.compile(r"dim_labels=\w+_(\w+)->")
 
 
 @dataclass(frozen=True)
@@ -73,9 +78,42 @@ class Launches:
         return sum(not loop.known for loop in self.loops)
 
 
+class Work(NamedTuple):
+    """What one call of a program does, the bodies of loops as often as XLA says that they run.
+
+    Attributes:
+      launches: as `count` has them; on a CPU each is a call of a compiled function.
+      multiply_adds: of matrix products and convolutions, but for those that a library computes.
+      numbers: the entries of the largest array that each launch computes, added up.
+      instructions: of the program as it stands, each once, which its compilation grows with.
+    """
+
+    launches: int
+    multiply_adds: int
+    numbers: int
+    instructions: int
+
+
 class _Instruction(NamedTuple):
+    name: str
+    kind: str
     opcode: str
     text: str
+
+    @property
+    def shape(self) -> list[int]:
+        """Of the first array of its outputs."""
+        found = _ARRAY.search(self.kind)
+        return [int(size) for size in found[1].split(",") if size] if found else []
+
+    @property
+    def operands(self) -> list[str]:
+        """Their names."""
+        _, _, rest = self.text.partition(f" {self.opcode}(")
+        return _OPERAND.findall(re.sub(r"/\*.*?\*/", "", rest.partition(")")[0] + ")"))
+
+
+_Computation = list[_Instruction]
 
 
 _Found = tuple[Counter[str], list[Loop]]
@@ -95,11 +133,79 @@ def count(text: str) -> Launches:
     Raises:
       ValueError: if there is no program in the text.
     """
+
+    def kind_of(instruction: _Instruction, around: _Computation) -> Counter[str]:
+        library_call = _LIBRARY_CALL.search(instruction.text)
+        return Counter([library_call[1] if library_call else instruction.opcode])
+
+    total, loops = _executed(*_parsed(text), kind_of)
+    loops.sort(key=lambda loop: loop.total, reverse=True)
+    return Launches(dict(total.most_common()), tuple(loops))
+
+
+def work(text: str) -> Work:
+    """Counts what a call of a compiled program does.
+
+    Args:
+      text: the optimized program of any device, as `compiled.as_text()` gives it.
+
+    Raises:
+      ValueError: if there is no program in the text.
+    """
     computations, entry = _parsed(text)
+
+    def of_launch(instruction: _Instruction, around: _Computation) -> Counter[str]:
+        found = [(instruction, around)]
+        if instruction.opcode == "fusion":
+            inside = computations[_called(instruction.text, "calls")]
+            found = [(each, inside) for each in inside if each.opcode not in _FREE]
+        products = sum(_multiply_adds(*each) for each in found)
+        numbers = max((_numbers(*each) for each in found), default=0)
+        return Counter(launches=1, multiply_adds=products, numbers=numbers)
+
+    total, _ = _executed(computations, entry, of_launch)
+    return Work(**total, instructions=sum(map(len, computations.values())))
+
+
+def _multiply_adds(instruction: _Instruction, around: _Computation) -> int:
+    """Of a product or a convolution, which are those with padding too; 0 of all else."""
+    if instruction.opcode not in ("dot", "convolution"):
+        return 0
+    left, right = (_operand(instruction, index, around).shape for index in range(2))
+    if instruction.opcode == "dot":
+        contracted = _CONTRACTED.search(instruction.text)
+        axes = contracted[1].split(",") if contracted else []
+        each = math.prod(left[int(axis)] for axis in axes if axis)
+    else:
+        labels = _KERNEL_DIMENSIONS.search(instruction.text)
+        axis = labels[1].index("o") if labels else -1
+        each = math.prod(right) // right[axis]
+    return math.prod(instruction.shape) * each
+
+
+def _numbers(instruction: _Instruction, around: _Computation) -> int:
+    """The entries of what is computed: of a reduction those that it reads, of an update its own."""
+    place = {"reduce": 0, "reduce-window": 0, "dynamic-update-slice": 1}.get(instruction.opcode)
+    source = instruction if place is None else _operand(instruction, place, around)
+    return math.prod(source.shape)
+
+
+def _operand(instruction: _Instruction, index: int, around: _Computation) -> _Instruction:
+    name = instruction.operands[index]
+    return next(each for each in around if each.name == name)
+
+
+def _executed(
+    computations: Mapping[str, _Computation],
+    entry: str,
+    of_launch: Callable[[_Instruction, _Computation], Counter[str]],
+) -> _Found:
+    """Adds up what `of_launch` counts of each instruction that is launched, loops included."""
 
     def of_computation(name: str, entered: int) -> _Found:
         total, loops = Counter[str](), list[Loop]()
-        for opcode, line in computations[name]:
+        for instruction in computations[name]:
+            opcode, line = instruction.opcode, instruction.text
             if opcode in _FREE or opcode.endswith("-done"):  # or it has been launched already
                 continue
             if opcode == "while":
@@ -110,8 +216,7 @@ def count(text: str) -> Launches:
             elif opcode in ("call", "async-start", "call-start"):
                 found = of_computation(_called(line, "to_apply", "calls"), entered)
             else:
-                library_call = _LIBRARY_CALL.search(line)
-                found = Counter([library_call[1] if library_call else opcode]), []
+                found = of_launch(instruction, computations[name]), []
             total += found[0]
             loops += found[1]
         return total, loops
@@ -126,9 +231,7 @@ def count(text: str) -> Launches:
         every = Counter({kind: times * number for kind, number in total.items()})
         return every, [loop, *loops] if total else []
 
-    total, loops = of_computation(entry, 1)
-    loops.sort(key=lambda loop: loop.total, reverse=True)
-    return Launches(dict(total.most_common()), tuple(loops))
+    return of_computation(entry, 1)
 
 
 def sources(text: str) -> dict[str, str]:
@@ -153,14 +256,15 @@ def _parsed(text: str) -> tuple[dict[str, list[_Instruction]], str]:
         elif line.startswith("}"):
             current = ""
         elif current and (found := _INSTRUCTION.match(line)):
-            computations[current].append(_Instruction(_opcode(found[2]), line))
+            kind, opcode = _kind_and_opcode(found[2])
+            computations[current].append(_Instruction(found[1], kind, opcode, line))
     if not entry:
         raise ValueError(f"there is no compiled program in the text, got {text[:60]!r}")
     return computations, entry
 
 
-def _opcode(definition: str) -> str:
-    """The opcode in `TYPE OPCODE(OPERANDS), ...`; the type may be a tuple of tuples."""
+def _kind_and_opcode(definition: str) -> tuple[str, str]:
+    """Both of `TYPE OPCODE(OPERANDS), ...`; the type may be a tuple of tuples."""
     depth = end = 0
     while depth or definition[end] != " ":
         depth += (definition[end] == "(") - (definition[end] == ")")
@@ -168,7 +272,7 @@ def _opcode(definition: str) -> str:
     found = _OPCODE.match(definition, end)
     if found is None:
         raise ValueError(f"there is no operation in the instruction {definition[:60]!r}")
-    return found[1]
+    return definition[:end], found[1]
 
 
 def _called(line: str, *attributes: str) -> str:

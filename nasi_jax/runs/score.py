@@ -29,7 +29,7 @@ from nasi_jax.kernels.proxies.proxy import all_scores, for_norm, norm_of
 from nasi_jax.runs.search import datasets_of, space_of
 from nasi_jax.search import close_over
 from nasi_jax.search.history import in_space
-from nasi_jax.search.loop import free_memory, number_that_fits
+from nasi_jax.search.loop import free_memory, number_that_fits, require_memory
 from nasi_jax.search.relaxation import init_params_on_host
 from nasi_jax.storage.directory import ADDED, RunDirectory, provenance
 from nasi_jax.storage.files import csv_text, json_text
@@ -477,6 +477,8 @@ class Scorer:
             math.ceil(there_are / devices),
         )
         self.num_at_once = devices * of_device
+        setting = ("batch_size", config.batch_size), ("archs_per_call", of_device)
+        require_memory(self._program, *setting[of_device > 1])
         jax.block_until_ready(self._program(*self._arguments(seed, [weights], self.num_at_once)))
         self.compile_seconds = time.perf_counter() - begin
 

@@ -32,6 +32,7 @@ from nasi_jax.devices.mesh import (
 )
 from nasi_jax.report.curves import draw_curves
 from nasi_jax.report.figures import save
+from nasi_jax.search.loop import require_memory
 from nasi_jax.storage.directory import RunDirectory, provenance, restored
 from nasi_jax.storage.files import csv_text, json_text
 from nasi_jax.training.recipes import TrainConfig
@@ -333,8 +334,7 @@ class _Sets:
 
     def __init__(self, splits: _Splits, seed: int) -> None:
         self.train, self.test = splits["train"](seed), splits["test"](seed)
-        (first,), _ = self.train.read(np.arange(1))
-        self.dtype = np.uint8 if first.dtype == np.uint8 else np.float32
+        self.dtype = raw_dtype(self.train)
         self.images = Images(
             self.train.num_classes,
             self.train.num_examples,
@@ -354,6 +354,12 @@ class _Sets:
         images, labels = dataset.images(indices)
         rounded = np.rint(images) if self.dtype == np.uint8 else images
         return rounded.astype(self.dtype), labels
+
+
+def raw_dtype(dataset: data.Dataset) -> type[np.generic]:
+    """The dtype that raw images go to the device in: uint8 where the source is uint8."""
+    (first,), _ = dataset.read(np.arange(1))
+    return np.uint8 if first.dtype == np.uint8 else np.float32
 
 
 def stored_size(config: TrainConfig) -> int:
@@ -452,7 +458,9 @@ class _Loop:
         evaluate = jax.jit(self.algorithm.evaluate, out_shardings=self.replicated).lower(
             state, images, labels, weights
         )
-        return step.compile(), evaluate.compile()
+        program = step.compile()
+        require_memory(program, "batch_size", self.config.batch_size)
+        return program, evaluate.compile()
 
     def _batch(self, step: int) -> tuple[np.ndarray, np.ndarray]:
         train = self.sets.train

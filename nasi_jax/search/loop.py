@@ -167,7 +167,10 @@ def _compiled(
 
     fitting = samples_per_step or min(number_that_fits(program(devices)), _MOST_SAMPLES)
     together = devices * min(fitting, math.ceil(len(steps) / devices))
-    compiled = program(together)
+    compiled, of_device = program(together), together // devices
+    batch_size = len(batches(steps.start).labels)
+    setting = ("batch_size", batch_size), ("samples_per_step", of_device)
+    require_memory(compiled, *setting[of_device > 1])
 
     def call_one(state: SearchState, first: int, count: int) -> tuple[SearchState, SearchInfo]:
         del count
@@ -181,12 +184,44 @@ def _compiled(
     return (call_one if mesh is None and together == 1 else call_several), together
 
 
+class TooLarge(ValueError):
+    """A program that the device has not the memory for, as its analysis says before it runs."""
+
+
+def require_memory(program: jax.stages.Compiled, setting: str, value: int) -> None:
+    """Refuses a program whose temporaries are more than what is left of the device's memory.
+
+    Args:
+      program: the program.
+      setting: what to lower.
+      value: of it now.
+
+    Raises:
+      TooLarge: if it cannot run.
+    """
+    left, needed = memory_left(), program.memory_analysis()
+    if left is None or needed is None or needed.temp_size_in_bytes <= left:
+        return
+    fits = value * left // needed.temp_size_in_bytes
+    raise TooLarge(
+        f"a call takes {needed.temp_size_in_bytes / 1e9:.3g} GB of the device's memory, which has "
+        f"{left / 1e9:.3g} GB left"
+        + (f", enough for a {setting} of about {fits} in place of {value}" if fits else "")
+    )
+
+
 def free_memory() -> int | None:
     """Bytes of the device's memory that a call may take; None where it does not tell, as a CPU."""
+    left = memory_left()
+    return None if left is None else int(_SHARE_OF_MEMORY * left)
+
+
+def memory_left() -> int | None:
+    """Bytes of the device's memory that nothing has yet; None where it does not tell, as a CPU."""
     memory = jax.local_devices()[0].memory_stats()
     if memory is None or "bytes_limit" not in memory:
         return None
-    return int(_SHARE_OF_MEMORY * (memory["bytes_limit"] - memory["bytes_in_use"]))
+    return int(memory["bytes_limit"] - memory["bytes_in_use"])
 
 
 def number_that_fits(program: jax.stages.Compiled, samples: int = 1) -> int:

@@ -21,6 +21,7 @@ from nasi_jax.config import SearchConfig
 from nasi_jax.devices import deviceless
 from nasi_jax.devices.launches import Launches, Loop
 from nasi_jax.kernels import PROXIES
+from nasi_jax.runs.plan import search_step
 from nasi_jax.training.recipes import RECIPES
 
 SCRIPT = Path(compile_for.__file__)
@@ -164,11 +165,11 @@ def test_there_is_a_program_for_each_thing_that_the_commands_run():
 
 
 def test_the_settings_of_the_searches_are_the_papers():
-    (search,) = compile_for.programs(FULL)["search/darts"].args
+    search, _ = compile_for.programs(FULL)["search/darts"].args
     assert (search.batch_size, search.constraint_rule, search.constraint) == (64, "fixed", 100.0)
     assert (search.penalty, search.redraw, search.num_cells) == (2.0, False, None)
     for number in (1, 2, 3):
-        (search,) = compile_for.programs(FULL)[f"search/nasbench1shot1-{number}"].args
+        search, _ = compile_for.programs(FULL)[f"search/nasbench1shot1-{number}"].args
         assert (search.batch_size, search.penalty, search.redraw) == (64, 1.0, False)
 
 
@@ -321,7 +322,7 @@ def test_a_search_for_a_gpu_takes_edges_together():
     config = SearchConfig(space="nasbench201", redraw=False, batch_size=2, image_size=8, **settings)
 
     def lengths():
-        program = compile_for.search_step(config.resolved())
+        program = search_step(config.resolved(), 10)
         text = str(jax.make_jaxpr(program.function)(*program.arguments))
         return set(re.findall(r"length=(\d+)", text))
 

@@ -4,7 +4,7 @@ import textwrap
 
 import pytest
 
-from nasi_jax.devices.launches import count, sources
+from nasi_jax.devices.launches import Work, count, sources, work
 
 PROGRAM = """\
 HloModule jit_f, is_scheduled=true
@@ -129,3 +129,54 @@ def test_what_is_no_compiled_program(text):
 def test_instructions_have_the_name_that_they_had_in_jax():
     """Those of which XLA tells."""
     assert sources(PROGRAM) == {"while.1": "jit(f)/outer/inner", "while.2": "jit(f)/outer"}
+
+
+PRODUCTS = """\
+%reduction (param_0: f32[8,6]) -> f32[8] {
+  %param_0 = f32[8,6]{1,0} parameter(0)
+  %zero = f32[] constant(0)
+  %negate.1 = f32[8,6]{1,0} negate(%param_0)
+  ROOT %reduce.1 = f32[8]{0} reduce(%negate.1, %zero), dimensions={1}, to_apply=%sum
+}
+
+%update (param_0.1: f32[9,2], param_1: f32[1,2], param_2: s32[]) -> f32[9,2] {
+  %param_0.1 = f32[9,2]{1,0} parameter(0)
+  %param_1 = f32[1,2]{1,0} parameter(1)
+  %param_2 = s32[] parameter(2)
+  ROOT %dynamic-update-slice.1 = f32[9,2]{1,0} dynamic-update-slice(%param_0.1, %param_1, %param_2)
+}
+
+%body (arg: f32[8,4]) -> f32[8,4] {
+  %arg = f32[8,4]{1,0} parameter(0)
+  %right = f32[4,6]{1,0} constant({...})
+  %dot.1 = f32[8,6]{1,0} dot(%arg, /*index=1*/%right), lhs_contracting_dims={1}, \
+rhs_contracting_dims={0}
+  ROOT %fusion.1 = f32[8]{0} fusion(%dot.1), kind=kLoop, calls=%reduction
+}
+
+ENTRY %main (x: f32[2,5,5,6], k: f32[3,3,2,7]) -> f32[2,5,5,7] {
+  %x = f32[2,5,5,6]{3,2,1,0} parameter(0)
+  %k = f32[3,3,2,7]{3,2,1,0} parameter(1)
+  %while.1 = f32[8,4]{1,0} while(%x), condition=%c, body=%body, \
+backend_config={"known_trip_count":{"n":"3"}}
+  %fusion.2 = f32[9,2]{1,0} fusion(%x, %k, %x), kind=kLoop, calls=%update
+  ROOT %convolution.1 = f32[2,5,5,7]{3,2,1,0} convolution(%x, %k), \
+window={size=3x3 pad=1_1x1_1}, dim_labels=b01f_01io->b01f, feature_group_count=3
+}
+"""
+
+
+def test_the_work_of_products_loops_and_fusions():
+    """Multiply-adds by hand; of a fusion its largest array, of an update what is written."""
+    convolved, multiplied = 2 * 5 * 5 * 7, 8 * 6
+    assert work(PRODUCTS) == Work(
+        launches=3 * 2 + 1 + 1,
+        multiply_adds=3 * multiplied * 4 + convolved * 3 * 3 * 2,
+        numbers=3 * (multiplied + multiplied) + 1 * 2 + convolved,
+        instructions=4 + 4 + 4 + 5,
+    )
+
+
+def test_work_needs_a_program():
+    with pytest.raises(ValueError, match="there is no compiled program in the text"):
+        work("HloModule nothing")
