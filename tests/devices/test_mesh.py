@@ -12,6 +12,7 @@ import json
 import os
 import pickle
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 from unittest import mock
 
@@ -96,16 +97,8 @@ SLOW = {
 }
 
 
-class Found(NamedTuple):
-    """What a command finds, on which mesh, and the FLOPs of a device in its largest program."""
-
-    numbers: np.ndarray
-    texts: Any
-    mesh: Axes
-    flops: float
-
-
 def run_command(case, out, **options):
+    """Its numbers and texts, on which mesh, and the FLOPs of a device in its largest program."""
     compile_, flops = jax.stages.Lowered.compile, [0.0]
 
     def counted(self, *args, **kwargs):
@@ -115,7 +108,8 @@ def run_command(case, out, **options):
 
     with mock.patch.object(jax.stages.Lowered, "compile", counted):
         numbers, texts, mesh = _COMMANDS[type(case.config)](case, out, **options)
-    return Found(flat(numbers), texts, mesh, max(flops))
+    # A class of this file is no class of the process that reads it, which imports it otherwise.
+    return SimpleNamespace(numbers=flat(numbers), texts=texts, mesh=mesh, flops=max(flops))
 
 
 def _search(case, out, **options):
@@ -221,8 +215,8 @@ def searched(space, axes, dtype=jnp.float64, order=1, **settings):
     """
 
     def start(sample):
-        zero = jnp.zeros((), dtype)
-        return ConstraintState(zero, zero, zero + 1)
+        # Each in a buffer of its own, which a step takes over.
+        return ConstraintState(jnp.zeros((), dtype), jnp.zeros((), dtype), jnp.ones((), dtype))
 
     algorithm = nasi(
         space,
