@@ -514,6 +514,26 @@ class Show:
             sys.stdout.write(content.decode())
 
 
+@dataclass(frozen=True)
+class Report:
+    """Write one HTML page of runs: cells, charts, configurations, versions, costs, side by side.
+
+    The page needs no network. A point of a chart has its genotype and its cells under the pointer.
+    """
+
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="DIR")]
+    """Directories of searches, selections, rankings, comparisons and trainings."""
+    out: Path = Path("report.html")
+    """The file to write."""
+    overwrite: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Replace that file."""
+
+    def run(self) -> None:
+        """Writes the page."""
+        runs.report.report(self.runs, self.out, overwrite=self.overwrite)
+        print(f"wrote {self.out}")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Resume(Spread):
     """Go on with a run of any command that leaves one, with its own settings.
@@ -773,7 +793,7 @@ def main(arguments: list[str] | None = None) -> None:
             message = _out_of_memory(message, command.less_memory) or message
         environment.fail(message, 1)
     except KeyboardInterrupt:
-        once = given[:1] in (["export"], ["predict"], ["show"])
+        once = given[:1] in (["export"], ["predict"], ["report"], ["show"])
         flag = "" if given[:1] == ["resume"] else " with --resume"
         rest = "" if once else f"; the same command{flag} goes on where it was"
         environment.fail(f"stopped{rest}", 130)
@@ -817,10 +837,11 @@ _RUNS: dict[str, type[_Run]] = {
     "rank": Rank,
     "train": Train,
 }
-_Command = _Run | _Planned | Resume | Export | Predict | Show
+_Command = _Run | _Planned | Resume | Report | Export | Predict | Show
 _COMMANDS: dict[str, type[_Command | Plan]] = {
     **_RUNS,
     "resume": Resume,
+    "report": Report,
     "export": Export,
     "predict": Predict,
     "show": Show,

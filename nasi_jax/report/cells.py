@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Set
-from itertools import pairwise
 from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
@@ -24,8 +24,11 @@ from nasi_jax.report.graph_layout import (
 )
 from nasi_jax.types import CellGraph, Genotype
 
-_MIN_MARGIN = 2.0
+MIN_MARGIN = 2.0
 """Standard errors below which a choice is drawn as not yet settled."""
+
+NOTE = f"dashed: decided by a margin below {MIN_MARGIN:g} standard errors"
+"""What stands below such a drawing."""
 
 _DROPPED = "#ececec"
 _MID = "#8c8c8c"
@@ -35,7 +38,6 @@ _ARROWS = {"op": DARK, "output": _MID, "unused": "#cfcfcf"}
 # Lengths are inches, font sizes points.
 _TITLE_SIZE = 12.0
 _MARGIN = 0.2
-_HEAD = 0.1
 
 
 def draw_genotype(
@@ -58,13 +60,18 @@ def draw_genotype(
     Returns:
       A figure as large as the drawing.
     """
-    unsure = {name for name, margin in (confidence or {}).items() if not margin >= _MIN_MARGIN}
-    cells = [_graph(cell, unsure) for cell in genotype.graphs()]
-    note = f"dashed: decided by a margin below {_MIN_MARGIN:g} standard errors"
-    return _figure(cells, title, None if confidence is None else note)
+    unsure = unsure_of(confidence or {})
+    cells = [graph_of(cell, unsure) for cell in genotype.graphs()]
+    return _figure(cells, title, None if confidence is None else NOTE)
 
 
-def _graph(cell: CellGraph, unsure: Set[str]) -> Graph:
+def unsure_of(confidence: Mapping[str, float]) -> set[str]:
+    """The choices that are drawn dashed, of margins in standard errors; see `draw_genotype`."""
+    return {name for name, margin in confidence.items() if not margin >= MIN_MARGIN}
+
+
+def graph_of(cell: CellGraph, unsure: Set[str]) -> Graph:
+    """The boxes and arrows of a cell, dashed where a choice is one of `unsure`."""
     boxes = [
         Box(node.text, _BOXES[node.role], dashed=node.choice in unsure)
         if node.used
@@ -111,15 +118,12 @@ def _figure(cells: list[Graph], title: str | None, note: str | None) -> Figure:
 
 def _draw(axes: Axes, cell: Graph, layout: Layout, x: float, y: float) -> None:
     """Draws a cell whose upper left corner is at (x, y)."""
-    rank_of = {item: rank for rank, column in enumerate(layout.columns) for item in column}
-    left, right, rows = layout.left + x, layout.right + x, layout.y + y
-    middle = (left + right) / 2
     for index, box in enumerate(cell.boxes):
         width, height = layout.width[index], layout.height[index]
-        center = middle[rank_of[index]]
+        center, middle = layout.x[index] + x, layout.y[index] + y
         axes.add_patch(
             FancyBboxPatch(
-                (center - width / 2, rows[index] - height / 2),
+                (center - width / 2, middle - height / 2),
                 width,
                 height,
                 boxstyle="round,pad=0,rounding_size=0.08",
@@ -129,23 +133,12 @@ def _draw(axes: Axes, cell: Graph, layout: Layout, x: float, y: float) -> None:
                 zorder=2,
             )
         )
-        _write(axes, center, rows[index], box.text, color=box.border)
-    for arrow, route, ports in zip(cell.arrows, layout.routes, layout.ports, strict=True):
-        levels = rows[route]
-        levels[[0, -1]] += ports
-        ranks = [rank_of[item] for item in route]
-        tail = middle[ranks[0]] + layout.width[arrow.source] / 2
-        head = middle[ranks[-1]] - layout.width[arrow.target] / 2
-        points, codes = [(tail, levels[0])], [Curve.MOVETO]
-        for (r, level), (s, next_level) in pairwise(zip(ranks, levels, strict=True)):
-            # The last bit is straight, for the arrowhead to be level.
-            begin, stop = right[r], left[s] - (_HEAD if s == ranks[-1] else 0)
-            bend = (begin + stop) / 2
-            points += [(begin, level), (bend, level), (bend, next_level), (stop, next_level)]
-            codes += [Curve.LINETO, *[Curve.CURVE4] * 3]
+        _write(axes, center, middle, box.text, color=box.border)
+    for arrow, route, points in zip(cell.arrows, layout.routes, layout.curves, strict=True):
+        bends = [Curve.LINETO, *[Curve.CURVE4] * 3] * (len(route) - 1)
         axes.add_patch(
             FancyArrowPatch(
-                path=Curve([*points, (head, levels[-1])], [*codes, Curve.LINETO]),
+                path=Curve(np.add(points, (x, y)), [Curve.MOVETO, *bends, Curve.LINETO]),
                 arrowstyle="-|>",
                 mutation_scale=9,
                 color=arrow.color,
@@ -156,7 +149,8 @@ def _draw(axes: Axes, cell: Graph, layout: Layout, x: float, y: float) -> None:
         )
         if arrow.label:
             patch = {"facecolor": "white", "edgecolor": "none", "pad": 1.5}
-            _write(axes, middle[ranks[-2]], levels[-2], arrow.label, bbox=patch)
+            place = layout.x[route[-2]] + x, layout.y[route[-2]] + y
+            _write(axes, *place, arrow.label, bbox=patch)
 
 
 def _write(axes: Axes, x: float, y: float, text: str, **style: Any) -> None:

@@ -8,6 +8,7 @@ label. By hand, as graphviz is a program to install beside Python.
 
 from __future__ import annotations
 
+import functools
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -27,6 +28,7 @@ _LABEL_HEIGHT = 0.2
 _PORT_GAP = 0.11
 _ROW_GAP = 0.12
 _COLUMN_GAP = 0.35
+_HEAD = 0.1
 
 _STARTS = 20
 _SWEEPS = 8
@@ -83,7 +85,36 @@ class Layout(NamedTuple):
     left: np.ndarray
     right: np.ndarray
 
+    @property
+    def x(self) -> np.ndarray:
+        """The middle of each item, `[items]`."""
+        middle = np.zeros(len(self.y))
+        for rank, column in enumerate(self.columns):
+            middle[column] = (self.left[rank] + self.right[rank]) / 2
+        return middle
 
+    @property
+    def curves(self) -> list[list[tuple[float, float]]]:
+        """The points of each arrow: its start, of each bend a line and a cubic curve, its end."""
+        rank_of = {item: rank for rank, column in enumerate(self.columns) for item in column}
+        middles, found = self.x, []
+        for route, ports in zip(self.routes, self.ports, strict=True):
+            levels = self.y[route]
+            levels[[0, -1]] += ports
+            ranks = [rank_of[item] for item in route]
+            tail, head = middles[[route[0], route[-1]]]
+            points = [(tail + self.width[route[0]] / 2, levels[0])]
+            for (r, level), (s, next_level) in pairwise(zip(ranks, levels, strict=True)):
+                # The last bit is straight, for the arrowhead to be level.
+                begin = self.right[r]
+                stop = self.left[s] - (_HEAD if s == ranks[-1] else 0)
+                bend = (begin + stop) / 2
+                points += [(begin, level), (bend, level), (bend, next_level), (stop, next_level)]
+            found.append([*points, (head - self.width[route[-1]] / 2, levels[-1])])
+        return found
+
+
+@functools.cache
 def text_width(text: str, size: float = FONT_SIZE) -> float:
     """The width of a line of text, in inches."""
     font = FontProperties(family=[FONT])
@@ -126,10 +157,7 @@ def layout_of(graph: Graph) -> Layout:
             widths[-1], heights[-1] = text_width(arrow.label) + 0.1, _LABEL_HEIGHT
 
     width, height = np.array(widths), np.array(heights)
-    columns = _order(np.array(ranks), routes)
-    ports = _ports(columns, routes)
-    y = _rows(columns, routes, ports, height)
-    y -= (y - height / 2).min()
+    columns, ports, y = _places(tuple(ranks), tuple(map(tuple, routes)), tuple(heights))
     column_width = np.array([width[column].max() for column in columns])
     left = np.zeros(len(columns))
     for rank in range(1, len(columns)):
@@ -140,6 +168,18 @@ def layout_of(graph: Graph) -> Layout:
         gap = _COLUMN_GAP + 0.15 * max(rises, default=0.0)
         left[rank] = left[rank - 1] + column_width[rank - 1] + gap
     return Layout(routes, columns, ports, width, height, y, left, left + column_width)
+
+
+@functools.lru_cache(maxsize=1000)  # what differs by labels alone, as cells of NAS-Bench-201
+def _places(
+    ranks: tuple[int, ...], routes: tuple[tuple[int, ...], ...], heights: tuple[float, ...]
+) -> tuple[list[list[int]], np.ndarray, np.ndarray]:
+    """Columns, ports and the middles of all items; see `Layout`."""
+    passed, height = [list(route) for route in routes], np.array(heights)
+    columns = _order(np.array(ranks), passed)
+    ports = _ports(columns, passed)
+    y = _rows(columns, passed, ports, height)
+    return columns, ports, y - (y - height / 2).min()
 
 
 def _order(ranks: np.ndarray, routes: list[list[int]]) -> list[list[int]]:

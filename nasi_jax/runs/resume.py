@@ -13,7 +13,7 @@ ACCEPTED = (
     "the directory of a search, a selection, a training, a comparison or a ranking, or the .csv "
     "file of scores"
 )
-"""What can be resumed, in words."""
+"""Where runs are, in words."""
 
 
 def verb_of(path: Path) -> str:
@@ -31,7 +31,7 @@ def verb_of(path: Path) -> str:
     else:
         found = [verb for verb, is_there in _DIRECTORIES.items() if is_there(path)]
     if not found:
-        raise ValueError(f"there is no run to resume at {path}: name {ACCEPTED}")
+        raise ValueError(f"there is no run at {path}: name {ACCEPTED}")
     if len(found) > 1:
         commands = " or ".join(f"nasi {verb}" for verb in found)
         raise ValueError(f"{path} holds several runs: choose one with {commands}, and --resume")

@@ -696,13 +696,13 @@ def test_the_command_says_what_it_resumes(tmp_path, capsys):
 
     for path in (tmp_path, tmp_path / "missing", tmp_path / "scores.csv", tmp_path / "x" / "y.csv"):
         assert refused(path) == (
-            f"there is no run to resume at {path}: name the directory of a search, a selection, "
+            f"there is no run at {path}: name the directory of a search, a selection, "
             "a training, a comparison or a ranking, or the .csv file of scores"
         )
     assert os.listdir(tmp_path) == []
     record = tmp_path / "scores.json"
     record.write_text('{"config": {"space": "nasbench201"}}')
-    assert refused(tmp_path).startswith("there is no run to resume at ")
+    assert refused(tmp_path).startswith("there is no run at ")
     record.write_text('{"config": {"table": "x"}}')
     assert f"{record} is not the configuration of a ranking: " in refused(tmp_path)
     assert f"{record} is not the configuration of a scoring: unknown setting table" in refused(
@@ -722,6 +722,27 @@ def test_the_command_says_what_it_resumes(tmp_path, capsys):
     assert refused(tmp_path) == (
         f"{tmp_path} holds several runs: choose one with nasi search or nasi compare, and --resume"
     )
+
+
+def test_a_finished_run_is_reported_and_another_is_not(case, copy, tmp_path, monkeypatch):
+    monkeypatch.setattr(runs.report.pages, "_library", lambda: "")
+    place, out = copy / case.out, tmp_path / "report.html"
+    if place.suffix == ".csv":
+        with pytest.raises(ValueError) as error:
+            runs.report.report([place], out)
+        assert_one_line(error, "holds scores alone")
+        return
+    runs.report.report([place], out)
+    text = out.read_text()
+    assert text.count('class="chart"') >= 2 and "svg role=" in text
+    last = place / case.last
+    if case.config is SCORE:  # whose record is there from the start
+        last.write_text(files.json_text({"config": json.loads(last.read_text())["config"]}))
+    else:
+        last.unlink()
+    with pytest.raises(ValueError) as error:
+        runs.report.report([place], out, overwrite=True)
+    assert_one_line(error, f"holds no finished run: nasi resume {place} goes on with it")
 
 
 def test_images_are_opened_once_and_a_batch_made_once(name, case, tmp_path, monkeypatch):
