@@ -18,7 +18,14 @@ _MAX_TEXT = 10_000
 
 
 def genotype_to_dict(genotype: Genotype) -> dict[str, Any]:
-    """The JSON form: `format`, which is the family, and the fields of the genotype."""
+    """The JSON form: `format`, which is the family, and the fields of the genotype.
+
+    Args:
+      genotype: of any family.
+
+    Returns:
+      What `json.dumps` takes and `genotype_from_dict` reads.
+    """
     fields = dataclasses.fields(genotype)  # type: ignore[arg-type]  # a protocol has no fields
     values = {field.name: _as_json(getattr(genotype, field.name)) for field in fields}
     return {"format": genotype.family} | values
@@ -66,6 +73,9 @@ def evaluation_network(
       init_channels: channels of the first cells; as the family's benchmark has them if None.
       num_cells: cells, likewise.
       **options: what the networks of a family can have besides; see `Genotype.options`.
+
+    Returns:
+      The flax module, without variables.
 
     Raises:
       ValueError: for a size or an option of which there is no such network.

@@ -37,6 +37,9 @@ def search_space(name: str, **fields: Any) -> SearchSpace:
         `SearchSpace`, or of a class of them.
       **fields: `ops`, `init_channels`, `num_cells`; a field that is `None` keeps its default.
 
+    Returns:
+      The space.
+
     Raises:
       ValueError: for an unknown name, an unknown or a repeated op, or a size below the least.
     """
@@ -78,6 +81,9 @@ def families(space: str | None = None) -> dict[str, type[Genotype]]:
 
     Args:
       space: the name of a space whose genotypes come first, such as one of your own.
+
+    Returns:
+      The classes, those of `space` first.
     """
     kinds: dict[str, type[Genotype]] = {}
     for kind in _kinds(space):
@@ -102,6 +108,9 @@ def parse_genotype(text: str, space: str | None = None) -> Genotype:
         Nothing in it is executed.
       space: the name of a space whose genotypes are read too, such as one of your own.
 
+    Returns:
+      The genotype, of the class of its family.
+
     Raises:
       ValueError: if the text is none of these; the message says what was wrong.
     """
@@ -125,6 +134,9 @@ def genotype_from_dict(fields: Any, space: str | None = None) -> Genotype:
     Args:
       fields: as `genotype_to_dict` gives them.
       space: the name of a space whose genotypes are read too, such as one of your own.
+
+    Returns:
+      The genotype, of the class of its family.
 
     Raises:
       ValueError: for an unknown format, a missing or an unknown field, or a wrong value.

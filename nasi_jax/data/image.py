@@ -20,6 +20,9 @@ def decode(file: Path | IO[bytes], name: object) -> np.ndarray:
       file: its path, or its content.
       name: what it is called where it cannot be read.
 
+    Returns:
+      The image, upright as its camera says.
+
     Raises:
       ValueError: if it cannot be read, or has more than 8 bits a channel.
     """
@@ -39,6 +42,13 @@ def resize(image: np.ndarray, size: int) -> np.ndarray:
     """Bilinear resize `[H, W, C] -> [size, size, C]`, antialiased, as `jax.image.resize`.
 
     In numpy, because JAX would compile once for every size that ImageNet's images have.
+
+    Args:
+      image: `[H, W, C]`.
+      size: height and width of the result.
+
+    Returns:
+      `[size, size, C]`, or the image itself if it has that size.
     """
     height, width, channels = image.shape
     if height == width == size:

@@ -47,6 +47,9 @@ def text(genotype: Genotype, form: str) -> str:
       form: the name of its family, or `text`, which is the same for all; or `json`. In the text
         form of NAS-Bench-101, the benchmark's, a cell is pruned; in JSON it is as it stands.
 
+    Returns:
+      One line of text.
+
     Raises:
       ValueError: if the genotype has no such form.
     """
@@ -86,6 +89,9 @@ def module_source(
         NAS-Bench-201. Those of NAS-Bench-101 are 3 a stage always.
       stem: `imagenet` is for DARTS alone.
       inputs: a sentence on what images it takes, for its docstring.
+
+    Returns:
+      The text of a Python file.
 
     Raises:
       ValueError: for a size or a stem that there is no such network of, or another family.
@@ -129,6 +135,9 @@ def parameters(variables: Mapping[str, Any], framework: Framework) -> dict[str, 
         auxiliary head in them is left out, as it is in the module.
       framework: that of the module. For `flax` a name is the path in the variables, joined by
         dots; for `torch` it is that in the module's `state_dict`.
+
+    Returns:
+      Arrays by their names in the exported module.
 
     Raises:
       ValueError: if `variables` has no statistics, or scale and shift are missing from a layer.

@@ -24,6 +24,9 @@ def examples_are_coupled(apply_fn: ApplyFn, params: Params, inputs: jax.Array) -
       apply_fn: maps `(params, inputs[B, ...])` to outputs `[B, K]`.
       params: its parameters.
       inputs: `[B, ...]`; the first example is looked at.
+
+    Returns:
+      A plain bool, also while a function is being traced.
     """
     two = jax.ShapeDtypeStruct((2, *inputs.shape[1:]), inputs.dtype)
     function, arrays = closed_over(apply_fn, params, two)

@@ -44,6 +44,9 @@ def spectrum(kernel: jax.Array) -> Spectrum:
       kernel: `[N, N]`, or a kernel `[B, K, B, K]` that keeps its outputs, which is a matrix of
         `N = B K` rows. In float32, eigenvalues below about 1e-6 of the largest are noise.
 
+    Returns:
+      The eigenvalues, and what follows from them.
+
     Raises:
       ValueError: if it is not square.
     """

@@ -291,7 +291,22 @@ def random_cotangent(
     coupled: bool | None = None,
     **options: Any,
 ) -> jax.Array:
-    """The value of `random_cotangent_estimate`, as a proxy. Takes its options."""
+    """The value of `random_cotangent_estimate`, as a proxy.
+
+    Args:
+      key: random key, consumed.
+      apply_fn: maps `(params, inputs[B, ...])` to outputs `[B, K]`.
+      params: parameters that the Jacobian is taken at.
+      batch: inputs `[B, ...]`; the labels are not read.
+      coupled: see `squared_gradient_norms`.
+      **options: those of `random_cotangent_estimate`.
+
+    Returns:
+      A scalar, the estimate of the sum over the batch and the outputs.
+
+    Raises:
+      ValueError: as `random_cotangent_estimate` does.
+    """
     estimate = random_cotangent_estimate(key, apply_fn, params, batch, coupled=coupled, **options)
     return estimate.value
 

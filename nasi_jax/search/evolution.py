@@ -18,7 +18,14 @@ Propose = Callable[[jax.Array, Sequence[Any], np.ndarray], Any]
 
 
 def random_search(space: SearchSpace) -> Propose:
-    """Proposes architectures drawn uniformly, whatever those before them scored."""
+    """Proposes architectures drawn uniformly, whatever those before them scored.
+
+    Args:
+      space: the search space.
+
+    Returns:
+      The rule that proposes the next architecture.
+    """
 
     def propose(key: jax.Array, genotypes: Sequence[Any], fitness: np.ndarray) -> Any:
         return space.sample(key)
@@ -39,6 +46,9 @@ def regularized_evolution(
       space: the search space.
       population: how many architectures are alive.
       tournament: how many of them compete to be the parent.
+
+    Returns:
+      The rule that proposes the next architecture.
     """
 
     def propose(key: jax.Array, genotypes: Sequence[Any], fitness: np.ndarray) -> Any:
@@ -60,6 +70,9 @@ def mutated(key: jax.Array, space: SearchSpace, genotype: Any) -> Any:
       key: random key, consumed.
       space: the search space.
       genotype: an architecture of the space.
+
+    Returns:
+      The other architecture.
 
     Raises:
       ValueError: if the space has no other architecture.

@@ -92,6 +92,9 @@ def normalize_by_max_norm() -> optax.GradientTransformation:
 
     u_t = G_t / max(||G_1||_2, ..., ||G_t||_2), the norm taken over the whole pytree: the
     normalization of equation (18) of the paper. Zero stays zero.
+
+    Returns:
+      The transformation; its state is the largest norm so far.
     """
 
     def init(params: optax.Params) -> jax.Array:
@@ -117,6 +120,9 @@ def one_step_ascent(num_steps: int, *, radius: float = 1.0) -> optax.GradientTra
     Args:
       num_steps: T.
       radius: xi, which bounds the norm of alpha* - alpha_0.
+
+    Returns:
+      The transformation of gradients of -R into updates of alpha.
     """
     return optax.chain(normalize_by_max_norm(), optax.scale(-radius / num_steps))
 

@@ -19,6 +19,9 @@ def penalized(trace: jax.Array, constraint: jax.Array, penalty: float) -> jax.Ar
       trace: x, the estimate of the trace norm.
       constraint: nu, taken as a constant.
       penalty: mu.
+
+    Returns:
+      R, of the shape of `trace`.
     """
     return trace - penalty * jnp.maximum(0.0, trace - lax.stop_gradient(constraint))
 
@@ -51,7 +54,14 @@ class Constraint(NamedTuple):
 
 
 def fixed(constraint: float) -> Constraint:
-    """The same nu at every step (NASI-FIX)."""
+    """The same nu at every step (NASI-FIX).
+
+    Args:
+      constraint: nu.
+
+    Returns:
+      The rule.
+    """
     return Constraint(lambda sample: _start(jnp.asarray(constraint, jnp.float32)), _keep)
 
 
@@ -60,6 +70,12 @@ def adaptive(constraint: float) -> Constraint:
 
     nu_t = (nu_0 + x_1 + ... + x_{t-1}) / t. The paper's appendix B.1, which gives the rule, could
     not be read; this is the reading of our notes.
+
+    Args:
+      constraint: nu_0, in units of x.
+
+    Returns:
+      The rule.
     """
     return Constraint(lambda sample: _start(jnp.asarray(constraint, jnp.float32)), _average)
 
@@ -73,6 +89,9 @@ def quantile(level: float, *, num_samples: int = 16) -> Constraint:
     Args:
       level: between 0 and 1.
       num_samples: number of architectures.
+
+    Returns:
+      The rule.
     """
     return Constraint(lambda sample: _start(jnp.quantile(sample(num_samples), level)), _keep)
 

@@ -73,6 +73,9 @@ def init_params(key: jax.Array, supernet: nn.Module, inputs: jax.Array, weights:
       supernet: maps `(inputs, weights)` to outputs.
       inputs: any inputs of the right shape `[B, ...]`.
       weights: any weights of the structure of alpha.
+
+    Returns:
+      The collection `params` of the supernet.
     """
     words = jax.random.bits(key, (4,), jnp.uint32)
     variables = supernet.init(jax.random.wrap_key_data(words, impl="rbg"), inputs, weights)

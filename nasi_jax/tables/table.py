@@ -221,6 +221,9 @@ def merge(tables: Sequence[Table]) -> Table:
     Args:
       tables: of one benchmark. Where two have a number of a cell, that of the later one stands.
 
+    Returns:
+      The table of all cells; a number that none of them has is NaN.
+
     Raises:
       ValueError: if they are of different benchmarks.
     """
@@ -243,7 +246,15 @@ def merge(tables: Sequence[Table]) -> Table:
 
 
 def overlaps(first: Table, second: Table) -> dict[str, Overlap]:
-    """By column of both tables, how they differ; a column without a common cell is left out."""
+    """By column of both tables, how they differ; a column without a common cell is left out.
+
+    Args:
+      first: a table.
+      second: another of the same benchmark.
+
+    Returns:
+      An `Overlap` for each such column, by name.
+    """
     rows = {key: row for row, key in enumerate(first.keys)}
     common = [(rows[key], row) for row, key in enumerate(second.keys) if key in rows]
     places = np.array(common, int).reshape(-1, 2).T

@@ -97,6 +97,9 @@ def trainer(genotype: Genotype, config: TrainConfig, images: Images) -> Training
       config: how.
       images: on what.
 
+    Returns:
+      The training as `init`, `step` and `evaluate`.
+
     Raises:
       ValueError: for a setting that the network does not have, or a batch of more examples than
         there are.

@@ -79,6 +79,9 @@ def proxy_named(name: str) -> ProxyFn:
       name: a key of `PROXIES`, the name of an entry point of `GROUP`, or `module:name` of a
         `ProxyFn`.
 
+    Returns:
+      The proxy.
+
     Raises:
       ValueError: for an unknown name, or one of something else.
     """

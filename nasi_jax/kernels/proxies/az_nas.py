@@ -86,7 +86,7 @@ def expressivity(key: jax.Array, apply_fn: ApplyFn, params: Params, batch: Batch
 def progressivity(key: jax.Array, apply_fn: ApplyFn, params: Params, batch: Batch) -> jax.Array:
     """min_i (E_{i+1} - E_i), with E_i as in `expressivity`; more is better.
 
-    From AZ-NAS, as `expressivity` is. Arguments, errors and the result are those of it.
+    From AZ-NAS, as `expressivity` is. Arguments, errors and the result are those of `expressivity`.
     """
     return az_nas(key, apply_fn, params, batch)["progressivity"]
 

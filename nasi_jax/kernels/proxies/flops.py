@@ -78,6 +78,9 @@ def multiply_adds(apply_fn: ApplyFn, params: Params, inputs: Any) -> int:
       params: its parameters, or their shapes.
       inputs: `[B, ...]`, or their shape.
 
+    Returns:
+      The number of them.
+
     Raises:
       UnreadableProgram: if it takes reading a program, and JAX writes it in an unknown form.
     """

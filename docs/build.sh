@@ -1,0 +1,5 @@
+#!/usr/bin/env bash
+# Builds the site into docs/_build (pip install -e '.[docs]'); a warning, so a broken link, is an error.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+JAX_PLATFORMS=cpu python -m sphinx -W --keep-going -b html docs docs/_build "$@"
