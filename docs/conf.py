@@ -23,9 +23,6 @@ exclude_patterns = ["_build"]
 html_theme = "furo"
 html_title = f"nasi-jax {release}"
 
-# docs/scale.md is in the list of contents from when it is there.
-suppress_warnings = ["toc.empty_glob"]
-
 # Pages that compute are run as the site is built, and what they raise is an error of the build.
 nb_execution_mode = "cache"
 nb_execution_raise_on_error = True

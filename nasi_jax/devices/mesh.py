@@ -26,6 +26,9 @@ def device_mesh(*, data: int = 1, sample: int = 1) -> Mesh:
       data: how many devices share the examples of a batch.
       sample: how many share samples or architectures.
 
+    Returns:
+      The mesh, with the axes `sample` and `data`.
+
     Raises:
       ValueError: if there are not so many.
     """
