@@ -64,6 +64,8 @@ def _escape(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: li
     parts = "\n".join(lines).split("`")
     for index in range(0, len(parts), 2):
         parts[index] = parts[index].replace("|", r"\|").replace("*", r"\*")
+        # `num_steps: T.` is no list of twenty items.
+        parts[index] = re.sub(r": (\w)\.$", r": \1\\.", parts[index], flags=re.MULTILINE)
     lines[:] = "`".join(parts).split("\n")
 
 
