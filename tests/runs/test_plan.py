@@ -63,7 +63,9 @@ def test_a_plan_has_the_numbers_of_the_program_that_a_search_runs():
 
 
 @pytest.mark.parametrize("verb", JOBS)
-def test_more_images_need_more_memory(verb):
+def test_more_images_need_more_memory(verb, monkeypatch):
+    """And the seconds of the run are those of its calls, where a call was measured."""
+    monkeypatch.setattr(forecast, "seconds_of", lambda footprint, kind: 1e-9 * footprint.total)
     job = JOBS[verb]
     sizes = [job.config.batch_size * factor for factor in (1, 2)]
     compiled = []
@@ -73,6 +75,7 @@ def test_more_images_need_more_memory(verb):
     assert same == first and second["changes"] == {"batch_size": sizes[1]}
     assert second["program"]["total"] > first["program"]["total"]
     assert second["peak_bytes"] >= first["peak_bytes"] > first["program"]["total"]
+    assert first["seconds_of_call"] == pytest.approx(1e-9 * first["program"]["total"])
     assert first["seconds"] == pytest.approx(first["calls"] * first["seconds_of_call"])
 
 
