@@ -26,7 +26,7 @@ html_title = f"nasi-jax {release}"
 # Pages that compute are run as the site is built, and what they raise is an error of the build.
 nb_execution_mode = "cache"
 nb_execution_raise_on_error = True
-nb_execution_timeout = 300
+nb_execution_timeout = 600  # seconds a cell, of a busy machine
 nb_execution_show_tb = True
 
 myst_enable_extensions = ["dollarmath"]
