@@ -346,7 +346,13 @@ def _of_cell(
     """A run that ends with one architecture."""
     genotype = genotype_from_dict(result["genotype"], result["config"].get("space"))
     drawing = svg_of(genotype, unsure)
-    facts = _facts(kind, result, outcome)
+    size = {}
+    if network := result.get("network"):  # which limits are of
+        size = {
+            f"{what} for {network['for']}, millions": f"{network[key] / 1e6:.2f}"
+            for key, what in (("params", "parameters"), ("multiply_adds", "multiply-adds"))
+        }
+    facts = _facts(kind, result, {**outcome, **size})
     return Run(name, kind, genotype.to_text(), drawing, note, drawn, tables, facts)
 
 

@@ -230,3 +230,14 @@ def test_the_command(tmp_path, capsys):
         err = capsys.readouterr().err
         assert caught.value.code == 2 and err.startswith(f"nasi: error: {said}")
         assert err.count("\n") == 1
+
+
+def test_a_run_with_limits_has_the_size_that_they_are_of(tmp_path):
+    network = {"for": "imagenet", "params": 4_917_952, "multiply_adds": 543_110_976}
+    folder = a_search(tmp_path / "run", network=network, place=3)
+    report([folder], tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text()
+    for name, shown in (("parameters", "4.92"), ("multiply-adds", "543.11")):
+        assert re.search(rf"{name} for imagenet, millions</th>\s*<td[^>]*>{shown}</td>", page)
+    report([a_search(tmp_path / "other")], tmp_path / "other.html")
+    assert "for imagenet" not in (tmp_path / "other.html").read_text()
