@@ -165,7 +165,7 @@ def seen(monkeypatch):
     return seen
 
 
-NEITHER = {"resume": False, "overwrite": False}
+NEITHER = {"resume": False, "overwrite": False, "mesh": None}
 
 
 def test_a_genotype_may_be_text_json_or_the_result_of_a_search(seen, tmp_path):
@@ -202,7 +202,13 @@ def test_help_shows_the_values_of_the_recipe(capsys):
 
 def test_several_seeds(seen, tmp_path):
     found = seen(TEXT, *SMALL, "--seeds", 5, "--out", tmp_path, "--overwrite")
-    assert found == (GENOTYPE, CONFIG, tmp_path, 5, {"resume": False, "overwrite": True})
+    assert found == (
+        GENOTYPE,
+        CONFIG,
+        tmp_path,
+        5,
+        {"resume": False, "overwrite": True, "mesh": None},
+    )
 
 
 def test_seeds_are_reported_and_resumed_without_naming_them(tmp_path, capsys, monkeypatch):
@@ -274,7 +280,7 @@ def test_a_genotype_must_be_named(tmp_path, refused):
 
 def test_resuming_nothing_is_a_training(seen, tmp_path):
     found = seen(TEXT, *SMALL, "--resume", "--out", tmp_path)
-    assert found == (GENOTYPE, CONFIG, tmp_path, {"resume": True, "overwrite": False})
+    assert found == (GENOTYPE, CONFIG, tmp_path, {"resume": True, "overwrite": False, "mesh": None})
 
 
 def test_a_training_is_not_replaced_unasked(finished, refused):
