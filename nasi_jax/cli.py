@@ -594,6 +594,8 @@ class _Planned(Compiling):
         if self.out is not None:
             files.check_absent(self.out, overwrite=self.overwrite)
         device = runs.plan.device_named(self.device)
+        if device.target is not None:  # a device that is not there cannot load what is kept
+            cache.turn_off()
         known = None if None in given else cast(tuple[int, int], given)
         job = self.job(lambda config: runs.plan.image_set(config, known))
         result = runs.plan.plan(job, device, memory=memory, vary=vary, on_compile=_say_planned)
