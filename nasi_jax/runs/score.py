@@ -477,8 +477,10 @@ class Scorer:
             math.ceil(there_are / devices),
         )
         self.num_at_once = devices * of_device
-        setting = ("batch_size", config.batch_size), ("archs_per_call", of_device)
-        require_memory(self._program, *setting[of_device > 1])
+        if of_device > 1:
+            require_memory(self._program, "archs_per_call", of_device)
+        else:
+            require_memory(self._program, "batch_size", config.batch_size)
         jax.block_until_ready(self._program(*self._arguments(seed, [weights], self.num_at_once)))
         self.compile_seconds = time.perf_counter() - begin
 

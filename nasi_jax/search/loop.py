@@ -168,9 +168,10 @@ def _compiled(
     fitting = samples_per_step or min(number_that_fits(program(devices)), _MOST_SAMPLES)
     together = devices * min(fitting, math.ceil(len(steps) / devices))
     compiled, of_device = program(together), together // devices
-    batch_size = len(batches(steps.start).labels)
-    setting = ("batch_size", batch_size), ("samples_per_step", of_device)
-    require_memory(compiled, *setting[of_device > 1])
+    if of_device > 1:
+        require_memory(compiled, "samples_per_step", of_device)
+    else:
+        require_memory(compiled, "batch_size", len(batches(steps.start).labels))
 
     def call_one(state: SearchState, first: int, count: int) -> tuple[SearchState, SearchInfo]:
         del count
