@@ -24,7 +24,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -35,22 +34,19 @@ from samples import Samples, alphas, sampled, selected, settings, smallest
 from nasi_jax import SearchConfig, data
 from nasi_jax.cells.darts import CELLS, DartsGenotype
 from nasi_jax.config import VARIANTS, ResolvedSearch, Variant
-from nasi_jax.kernels import multiply_adds
+from nasi_jax.runs.limits import network_size
 from nasi_jax.runs.search import constraint_of
 from nasi_jax.search import Evidence, margins
 from nasi_jax.storage import files
-from nasi_jax.types import NetworkSpec, SearchSpace
+from nasi_jax.types import SearchSpace
 
 PAPER: dict[Variant, tuple[float, float, float]] = {
     "nasi-fix": (3.9, 5.2, 585),
     "nasi-ada": (3.7, 4.9, 559),
 }
 """Parameters (millions) on CIFAR-10 and ImageNet, and multiply-adds (millions) on ImageNet."""
-NETWORKS: dict[str, tuple[dict[str, Any], int, int]] = {
-    "cifar10": ({"init_channels": 36, "num_cells": 20}, 10, 32),
-    "imagenet": ({"init_channels": 48, "num_cells": 14, "stem": "imagenet"}, 1000, 224),
-}
-"""Sizes, classes, and height and width of the images of the networks that are trained."""
+NETWORKS = ("cifar10", "imagenet")
+"""What the networks that are trained are for; see `nasi_jax.runs.limits`."""
 NUM_RANDOM = 200
 """Random cells beside those that are selected."""
 
@@ -74,18 +70,8 @@ class Config:
 
 def network_sizes(genotype: DartsGenotype) -> dict[str, tuple[float, float]]:
     """Parameters and multiply-adds, in millions, of each of `NETWORKS`."""
-    found = {}
-    for name, (sizes, classes, image_size) in NETWORKS.items():
-        network = genotype.network(classes, NetworkSpec(), **sizes)
-
-        def apply(variables: Any, inputs: jax.Array, network: nn.Module = network) -> jax.Array:
-            return jnp.asarray(network.apply(variables, inputs))
-
-        inputs = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
-        variables = jax.eval_shape(network.init, jax.random.key(0), inputs)
-        parameters = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
-        found[name] = (parameters / 1e6, multiply_adds(apply, variables, inputs) / 1e6)
-    return found
+    sizes = {name: network_size(genotype, name) for name in NETWORKS}
+    return {name: (size.params / 1e6, size.multiply_adds / 1e6) for name, size in sizes.items()}
 
 
 def with_random_classes(path: str, classes: int, out: Path) -> str:

@@ -5,18 +5,18 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from nasi_jax.cells import evaluation_network
-from nasi_jax.config import Limits
-from nasi_jax.kernels import multiply_adds
+from nasi_jax.config import Limits, to_dict
 from nasi_jax.training.recipes import RECIPES
+from nasi_jax.training.trainer import size_of
 from nasi_jax.types import Genotype, SearchSpace
 
-NONE: Mapping[str, Any] = {"max_params": None, "max_multiply_adds": None, "limits_for": "cifar10"}
+NONE: Mapping[str, Any] = to_dict(Limits())
 """The settings of runs of versions that had no limits."""
 
 _CLASSES = {"cifar10": 10, "cifar100": 100, "imagenet": 1000}
@@ -33,7 +33,7 @@ class Size(NamedTuple):
 def network_size(genotype: Genotype, purpose: str = "cifar10") -> Size:
     """Counts parameters and multiply-adds of the network that is trained, as the field does.
 
-    See `nasi_jax.kernels.multiply_adds`. A second head, which is for training only, is not counted.
+    See `nasi_jax.training.trainer.size_of`.
 
     Args:
       genotype: the architecture.
@@ -50,13 +50,10 @@ def network_size(genotype: Genotype, purpose: str = "cifar10") -> Size:
         own = {name: getattr(recipe, name) for name in ("init_channels", "num_cells", "stem")}
     network = evaluation_network(genotype, _CLASSES[purpose], **own)
 
-    def apply(variables: Any, inputs: jax.Array) -> jax.Array:
-        return cast(jax.Array, network.apply(variables, inputs))
-
     inputs = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
     variables = jax.eval_shape(network.init, jax.random.key(0), inputs)
-    params = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
-    return Size(params, multiply_adds(apply, variables, inputs))
+    found = size_of(network, variables, image_size)
+    return Size(found["parameters"], found["multiply_adds"])
 
 
 def within(limits: Limits, space: SearchSpace) -> Callable[[Genotype], bool]:

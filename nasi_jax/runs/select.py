@@ -217,6 +217,7 @@ def _from_supernets(
     scorer: Scorer,
 ) -> tuple[list[Any], np.ndarray]:
     """The architectures that `prune` or walks of `perturb` come to, and their fitness."""
+    count = scorer.num_at_once
 
     def scores_of(named: Mapping[str, Alpha]) -> np.ndarray:
         items = list(named.items())
@@ -228,7 +229,6 @@ def _from_supernets(
             scores_of({text_of(space, masks): mixed_weights(space, masks) for masks in candidates})
         )
 
-    count = scorer.num_at_once
     if config.method == "prune":
         found = [prune(space, fitness)]
     else:

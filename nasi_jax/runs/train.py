@@ -605,6 +605,7 @@ def _summary(
     columns = dict(zip(COLUMNS, history.T, strict=True))
     accuracy = columns["test_accuracy"]
     state = jax.eval_shape(algorithm.init, jax.random.key(0))
+    variables = {"params": state.params, "batch_stats": state.batch_stats}
     return {
         "text": genotype.to_text(),
         "genotype": genotype_to_dict(genotype),
@@ -612,7 +613,7 @@ def _summary(
         "best_accuracy": float(accuracy.max()),
         "best_epoch": int(accuracy.argmax()) + 1,
         "last_test_loss": float(columns["test_loss"][-1]),
-        **size_of(algorithm.network, state, config.image_size),
+        **size_of(algorithm.network, variables, config.image_size),
         "images_per_second": float(np.median(columns["images_per_second"])),
         "seconds": float(columns["seconds"].sum()),
         "mesh": mesh,

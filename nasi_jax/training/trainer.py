@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, cast
 
 import chex
@@ -280,26 +280,26 @@ def learning_rate_of(config: TrainConfig, steps_per_epoch: int) -> optax.Schedul
     return lambda step: schedule(jnp.asarray(step, jnp.float32))
 
 
-def size_of(network: nn.Module, state: TrainState, image_size: int) -> dict[str, int]:
+def size_of(network: nn.Module, variables: Mapping[str, Any], image_size: int) -> dict[str, int]:
     """Counts parameters without the auxiliary head, and multiply-adds of one image's forward pass.
 
     As the field counts them: see `nasi_jax.kernels.multiply_adds` for the latter.
 
     Args:
       network: the network.
-      state: its parameters and statistics, or their shapes.
+      variables: its `params` and `batch_stats`, if it has any, or their shapes.
       image_size: height and width of the image.
     """
-    layers = {name: leaf for name, leaf in state.params.items() if name != "auxiliary_head"}
+    params = variables["params"]
+    layers = {name: leaf for name, leaf in params.items() if name != "auxiliary_head"}
 
     def apply(variables: Any, inputs: jax.Array) -> jax.Array:
         return cast(jax.Array, network.apply(variables, inputs))
 
     inputs = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
-    variables = {"params": layers, "batch_stats": state.batch_stats}
     return {
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(layers)),
-        "multiply_adds": multiply_adds(apply, variables, inputs),
+        "multiply_adds": multiply_adds(apply, {**variables, "params": layers}, inputs),
     }
 
 

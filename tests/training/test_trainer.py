@@ -507,7 +507,8 @@ def test_sizes_leave_out_the_auxiliary_head():
         images = Images(classes, 50_000, *IMAGES[2:])
         algorithm = trainer(genotype, config, images)
         state = jax.eval_shape(algorithm.init, KEY)
-        size = size_of(algorithm.network, state, config.image_size)
+        variables = {"params": state.params, "batch_stats": state.batch_stats}
+        size = size_of(algorithm.network, variables, config.image_size)
         assert (size["parameters"], size["multiply_adds"]) == expected
         assert "auxiliary_head" in state.params
 
