@@ -47,10 +47,8 @@ nitpick_ignore_regex = [(r"py:.*", r".*")]
 
 # Pages link to one another as files of the repository, some of which have a page by another name.
 _LINKS = {
-    r"\]\((?:\.\./)*README\.md": "](/readme.md",
     r"\]\((?:\.\./)*benchmarks/README\.md": "](/studies.md",
     r"\]\((?:\.\./)*docs/": "](/",
-    r"\]\(tests/": "](../tests/",
 }
 
 

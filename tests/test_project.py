@@ -54,16 +54,32 @@ def test_contributing_sets_up_as_the_readme_does():
     assert set_up("CONTRIBUTING.md") == set_up("README.md")
 
 
-@pytest.mark.parametrize("name", ["CHANGELOG.md", "CONTRIBUTING.md", "CODE_OF_CONDUCT.md"])
+def slug(heading):
+    """The name that GitHub gives a heading."""
+    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "README.md",
+        "CHANGELOG.md",
+        "CONTRIBUTING.md",
+        "CODE_OF_CONDUCT.md",
+        "benchmarks/README.md",
+        *sorted(str(page.relative_to(ROOT)) for page in (ROOT / "docs").glob("**/[!_]*.md")),
+    ],
+)
 def test_links_inside_the_repository_lead_somewhere(name):
-    links = re.findall(r"\]\(([^)#]*)(?:#([^)]*))?\)", (ROOT / name).read_text())
-    assert links
-    for path, heading in links:
+    text = re.sub(r"```.*?```", "", (ROOT / name).read_text(), flags=re.DOTALL)
+    for path, heading in re.findall(r"\]\(([^)#\s]*)(?:#([^)]*))?\)", text):
         if path.startswith("http"):
             continue
-        text = (ROOT / (path or name)).read_text()
-        headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
-        assert not heading or heading in [each.lower().replace(" ", "-") for each in headings]
+        target = (ROOT / name).parent / path if path else ROOT / name
+        assert target.exists(), path
+        if heading:
+            headings = re.findall(r"^#+ (.*)$", target.read_text(), re.MULTILINE)
+            assert heading in map(slug, headings), (path, heading)
 
 
 @pytest.mark.parametrize("name", ["bug.yml", "feature.yml"])

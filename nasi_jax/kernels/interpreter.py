@@ -28,7 +28,7 @@ class UnreadableProgram(ValueError):
         super().__init__(
             f"jax {jax.__version__} writes {what}, which nasi-jax cannot read: turn off the flags "
             "jax_scan3, jax_remat3, jax_custom_jvp3 and jax_custom_vjp3 where they are on, or "
-            "install a version of JAX that nasi-jax is tested with (see its README)"
+            "install a version of JAX that nasi-jax is tested with (docs/checks.md names them)"
         )
 
 
