@@ -25,12 +25,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import tyro
-from compile_for import Program, Sizes, chosen, programs
+from compile_for import Sizes, chosen, programs
 from measuring import turn, write_record
 
 from nasi_jax.cells.layers.mixed import stacked
 from nasi_jax.config import ScoreConfig
 from nasi_jax.devices import cache, launches
+from nasi_jax.runs.plan import Program
 from nasi_jax.runs.search import space_of
 from nasi_jax.types import Alpha
 

@@ -224,12 +224,13 @@ def fit(config: Config) -> None:
         Path(str(forecast.FILE)).write_text(json.dumps(content, indent=2) + "\n")
 
     write()
-    forecasts = [
-        (content["memory"], peaks, lambda each: forecast.peak_bytes(each, "cpu")),
-        (content["seconds"]["cpu"], seconds, lambda each: forecast.seconds_of(each, "cpu")),
-    ]
-    for found, measured, of in forecasts:
-        errors = [of(each) / value - 1 for each, value in zip(footprints, measured, strict=True)]
+    memory = [forecast.peak_bytes(each, "cpu") for each in footprints]
+    time: list[Any] = [forecast.seconds_of(each, "cpu") for each in footprints]  # fitted above
+    for found, measured, predicted in (
+        (content["memory"], peaks, memory),
+        (content["seconds"]["cpu"], seconds, time),
+    ):
+        errors = [each / value - 1 for each, value in zip(predicted, measured, strict=True)]
         found["error"] = max(map(abs, errors))
         found["errors"] = dict(zip(records, errors, strict=True))
         print(json.dumps({**found, **dict.fromkeys(common, "")}, indent=2))

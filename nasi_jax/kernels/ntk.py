@@ -246,10 +246,12 @@ def _rows_through_the_batch(
 ) -> Rows:
     outputs, pull = jax.vjp(lambda params: apply_fn(params, examples.inputs), params)
 
+    def placed(number: jax.Array, cotangent: jax.Array) -> jax.Array:
+        return jnp.zeros_like(outputs).at[number].set(cotangent)
+
     def rows(number: jax.Array, label: jax.Array | None) -> list[jax.Array]:
         cotangents = _cotangents(outputs[number], label, contraction)
-        placed = jax.vmap(lambda cotangent: jnp.zeros_like(outputs).at[number].set(cotangent))
-        return _flat(jax.vmap(pull)(placed(cotangents)))
+        return _flat(jax.vmap(pull)(jax.vmap(placed, (None, 0))(number, cotangents)))
 
     numbers = jnp.arange(outputs.shape[0])
     return lambda chunk: jax.vmap(rows)(*jax.tree.map(chunk.of, (numbers, examples.labels)))

@@ -44,7 +44,7 @@ def epsinas(
     first, second = (_scaled(apply_fn, params, batch.inputs, value) for value in values)
     both = jnp.stack([first, second])
     # Channels of such a network are equal, but for rounding.
-    counts = both > 100 * jnp.finfo(both.dtype).eps
+    counts = jnp.greater(both, 100 * jnp.finfo(both.dtype).eps)
     return _mean_where(counts[0] & counts[1], jnp.abs(first - second)) / _mean_where(counts, both)
 
 
