@@ -34,7 +34,7 @@ def test_the_workflow_calls_the_scripts_that_are_there():
 
 def test_ruff_is_the_same_before_a_commit_and_in_the_checks():
     hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())
-    (repository,) = hooks["repos"]
+    (repository,) = (each for each in hooks["repos"] if each["repo"].endswith("/ruff-pre-commit"))
     assert (
         f"ruff=={repository['rev'].removeprefix('v')}" in PROJECT["optional-dependencies"]["test"]
     )
