@@ -24,6 +24,7 @@ _TRIPS = re.compile(r'"?known_trip_count"?:\{"n":"(\d+)"')
 _SOURCE = re.compile(r'op_name="([^"]*)"')
 _LIBRARY_CALL = re.compile(r'custom_call_target="([^"]+)"')
 _ARRAY = re.compile(r"\w+\[([\d,]*)\]")
+_TYPED_ARRAY = re.compile(r"([a-z]+)(\d*)\w*\[([\d,]*)\]")
 _OPERAND = re.compile(r"%?([\w.\-]+)[,)]")
 _CONTRACTED = re.compile(r"lhs_contracting_dims=\{([\d,]*)\}")
 _KERNEL_DIMENSIONS = re.compile(r"dim_labels=\w+_(\w+)->")
@@ -113,6 +114,25 @@ class _Instruction(NamedTuple):
         return _OPERAND.findall(re.sub(r"/\*.*?\*/", "", rest.partition(")")[0] + ")"))
 
 
+class Traffic(NamedTuple):
+    """Bytes that a call of a program moves, bodies of loops as often as XLA says that they run.
+
+    Attributes:
+      memory: what each launch reads and writes, added up; an upper bound, since some of it stays in
+        what a chip has besides its memory.
+      collectives: what a device gets from others, by opcode such as `all-reduce`: the bytes of its
+        outputs.
+    """
+
+    memory: int
+    collectives: Mapping[str, int]
+
+
+_COLLECTIVES = (
+    *("all-reduce", "all-gather", "reduce-scatter", "all-to-all"),
+    *("collective-permute", "collective-broadcast", "ragged-all-to-all"),
+)
+
 _Computation = list[_Instruction]
 
 
@@ -165,6 +185,41 @@ def work(text: str) -> Work:
 
     total, _ = _executed(computations, entry, of_launch)
     return Work(**total, instructions=sum(map(len, computations.values())))
+
+
+def traffic(text: str) -> Traffic:
+    """Counts the bytes that a call of a compiled program moves.
+
+    Args:
+      text: the optimized program of any device, as `compiled.as_text()` gives it.
+
+    Raises:
+      ValueError: if there is no program in the text.
+    """
+    computations, entry = _parsed(text)
+    kinds = {each.name: each.kind for body in computations.values() for each in body}
+
+    def of_launch(instruction: _Instruction, around: _Computation) -> Counter[str]:
+        outputs = _bytes(instruction.kind)
+        opcode = instruction.opcode.removesuffix("-start")
+        if opcode in _COLLECTIVES:
+            # What begins one has its operands among its outputs.
+            begun = opcode != instruction.opcode and instruction.kind.startswith("(")
+            operands = sum(_bytes(kinds[name]) for name in instruction.operands)
+            return Counter({opcode: max(outputs - operands, 0) if begun else outputs})
+        return Counter(memory=outputs + sum(_bytes(kinds[name]) for name in instruction.operands))
+
+    total, _ = _executed(computations, entry, of_launch)
+    memory = total.pop("memory", 0)
+    return Traffic(memory, dict(total))
+
+
+def _bytes(kind: str) -> int:
+    """Of all arrays of a type; numbers of less than a byte take one."""
+    return sum(
+        math.prod(int(size) for size in sizes.split(",") if size) * max(int(bits or 8) // 8, 1)
+        for _, bits, sizes in _TYPED_ARRAY.findall(kind)
+    )
 
 
 def _multiply_adds(instruction: _Instruction, around: _Computation) -> int:

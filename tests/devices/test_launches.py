@@ -3,8 +3,9 @@
 import textwrap
 
 import pytest
+from helpers import on_devices
 
-from nasi_jax.devices.launches import Work, count, sources, work
+from nasi_jax.devices.launches import Work, count, sources, traffic, work
 
 PROGRAM = """\
 HloModule jit_f, is_scheduled=true
@@ -180,3 +181,43 @@ def test_the_work_of_products_loops_and_fusions():
 def test_work_needs_a_program():
     with pytest.raises(ValueError, match="there is no compiled program in the text"):
         work("HloModule nothing")
+
+
+COLLECTIVES = entry_of(
+    "%p = f32[4]{0} parameter(0)",
+    "%all-reduce.1 = f32[4]{0} all-reduce(%p), to_apply=%sum",
+    "%all-gather-start.1 = (f32[4]{0}, bf16[8,4]{1,0}) all-gather-start(%p), dimensions={0}",
+    "%all-gather-done.1 = bf16[8,4]{1,0} all-gather-done(%all-gather-start.1)",
+    "%fusion.3 = (f32[4]{0}, pred[2]{0}) fusion(%p, %all-gather-done.1), kind=kLoop, calls=%single",
+)
+
+
+def test_bytes_of_memory_and_of_what_others_send():
+    found = traffic(COLLECTIVES)
+    assert found.collectives == {"all-reduce": 16, "all-gather": 64}
+    assert found.memory == 16 + 2 + 16 + 64
+
+
+def test_bytes_in_a_loop_count_as_often_as_it_runs():
+    body = "%body (p: f32[4]) -> f32[4] {\n  %p = f32[4]{0} parameter(0)\n"
+    body += "  ROOT %all-reduce.1 = f32[4]{0} all-reduce(%p), to_apply=%sum\n}\n"
+    loop = '%w = f32[4]{0} while(%p), condition=%single, body=%body, backend_config={"known_trip_'
+    assert traffic(body + entry_of(loop + 'count":{"n":"7"}}')).collectives == {"all-reduce": 112}
+
+
+def test_bytes_of_a_sum_over_devices(tmp_path):
+    """As XLA compiles it for four devices: each gets the sum of 6 x 5 numbers."""
+    script = """
+        import jax, jax.numpy as jnp
+        from jax.sharding import PartitionSpec as P
+        from nasi_jax import device_mesh
+        from nasi_jax.devices.launches import traffic
+
+        mesh = device_mesh(data=4)
+        total = jax.shard_map(
+            lambda rows: jax.lax.psum(rows, "data"), mesh=mesh, in_specs=P("data"), out_specs=P()
+        )
+        print(traffic(jax.jit(total).lower(jnp.ones((24, 5))).compile().as_text()).collectives)
+    """
+    process = on_devices(4, script)
+    assert process.stdout.strip() == "{'all-reduce': 120}", process.stderr
