@@ -51,6 +51,9 @@ from nasi_jax.training.trainer import Images
 
 RATES = {"bfloat16": 197e12 / 2, "float32": 197e12 / 2 / 6}
 """Multiply-adds a second of a v5e, as published; a float32 product takes six passes of bfloat16."""
+SLICES = {1: "v5e:2x2", 4: "v5e:2x2", 8: "v5e:2x4", 16: "v5e:4x4", 32: "v5e:4x8"}
+"""The slice by the number of chips; collectives of a part of a slice do not compile."""
+
 MEMORY_RATE = 819e9
 """Bytes a second between a v5e and its memory, as published."""
 COLLECTIVE_RATE = 1600e9 / 8
@@ -62,7 +65,7 @@ class Config:
     """Settings of the benchmark."""
 
     chips: tuple[int, ...] = (1, 4, 16)
-    """Sizes of the meshes, powers of 2 up to 16."""
+    """Sizes of the meshes, of `SLICES`."""
     only: tuple[str, ...] = ()
     """Some of search, search-data, score, train; all if not given."""
     smoke: bool = False
@@ -153,13 +156,13 @@ def stacked(number: int, shapes: Any) -> Any:
 
 
 def mesh_of(chips: int, axis: str) -> Mesh:
-    """A mesh of chips of a v5e slice that is not there.
+    """A mesh of all chips of a v5e slice that is not there, or of one chip.
 
     Raises:
       ValueError: without libtpu.
     """
     deviceless.device_of("v5e")  # says what to install
-    topology = topologies.get_topology_desc(platform="tpu", topology_name="v5e:4x4")
+    topology = topologies.get_topology_desc(platform="tpu", topology_name=SLICES[chips])
     return jax.make_mesh(
         tuple(chips if name == axis else 1 for name in (SAMPLE, DATA)),
         (SAMPLE, DATA),
@@ -203,6 +206,8 @@ def main() -> None:
     names = config.only or tuple(PROGRAMS)
     if unknown := [name for name in names if name not in PROGRAMS]:
         sys.exit(f"no program {unknown[0]!r}; known: {', '.join(PROGRAMS)}")
+    if strange := [chips for chips in config.chips if chips not in SLICES]:
+        sys.exit(f"no slice of {strange[0]} chips; known: {', '.join(map(str, SLICES))}")
     cache.turn_off()
     records = []
     print("| program | chips | multiply-adds | memory | collectives | temporaries | efficiency |")
