@@ -22,7 +22,7 @@ KERNELS = blocks("python", "docs/kernels.md")
 
 
 @pytest.mark.parametrize(
-    "example", KERNELS, ids=["flax", "equinox", "function", "thousands", "memory", "names"]
+    "example", KERNELS, ids=["linen", "nnx", "equinox", "function", "thousands", "memory", "names"]
 )
 def test_models_of_ones_own(example, capsys):
     """In about ten lines each, with numbers that are finite and above 0."""
