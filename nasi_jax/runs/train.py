@@ -75,7 +75,7 @@ _SECONDS_BETWEEN_CHECKPOINTS = 30.0
 def run_directory(out: Path, folders: Iterable[str] = ()) -> RunDirectory:
     """The run directory of a training, or of several, each in one of the folders in it."""
     inside = (f"{folder}/{name}" for folder in folders for name in FILES)
-    return RunDirectory(out, "training", (*FILES, *inside))
+    return RunDirectory(out, "training", (*FILES, *inside), early=("data.json",))
 
 
 class Trained(NamedTuple):

@@ -9,7 +9,7 @@ import platform
 import shutil
 import sys
 import textwrap
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -69,6 +69,7 @@ class RunDirectory:
       entry: under which entry it has them; it has nothing else if None.
       file: the file that the run is called by where other runs may be in the folder too; else it is
         called by the folder.
+      early: files besides the record that are there before anything is computed.
       added: settings added since earlier versions, with the values that those ran with.
     """
 
@@ -78,6 +79,7 @@ class RunDirectory:
     record: str = "config.json"
     entry: str | None = None
     file: str | None = None
+    early: tuple[str, ...] = ()
     added: Mapping[str, Any] = field(default_factory=lambda: ADDED)
 
     @contextlib.contextmanager
@@ -108,9 +110,7 @@ class RunDirectory:
         with self._locked():
             present = [name for name in self.names if (self.folder / name).exists()]
             if overwrite:
-                for name in present:
-                    path = self.folder / name
-                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+                self._remove(self.folder / name for name in present)
             elif present and not resume:
                 kind = "file" if self.file else "directory"
                 raise ValueError(
@@ -124,7 +124,27 @@ class RunDirectory:
                 kept = {} if overwrite or not present else self._content()
                 content = {**kept, self.entry: content}
             self.write(self.record, files.json_text(content))
-            yield
+            try:
+                yield
+            except ValueError:
+                if overwrite or not present:
+                    self._remove_settings()
+                raise
+
+    def _remove_settings(self) -> None:
+        """Removes what a run wrote that was refused before it had anything to show.
+
+        So the same command with other settings needs no `--overwrite`.
+        """
+        present = [path for name in self.names if (path := self.folder / name).exists()]
+        early = {self.folder / name for name in (self.record, *self.early)}
+        if all(path in early or _is_empty(path) for path in present):
+            self._remove(present)
+
+    @staticmethod
+    def _remove(paths: Iterable[Path]) -> None:
+        for path in paths:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
@@ -204,6 +224,11 @@ class RunDirectory:
         path = (self.folder / "checkpoint").absolute()
         with contextlib.closing(ocp.CheckpointManager(path, options=options)) as manager:
             yield manager
+
+
+def _is_empty(path: Path) -> bool:
+    """Whether there is a directory with nothing in it but the locks of runs."""
+    return path.is_dir() and all(each.name.endswith(".lock") for each in path.iterdir())
 
 
 def _as_now(fields: Mapping[str, Any]) -> dict[str, Any]:

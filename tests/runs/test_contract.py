@@ -23,6 +23,7 @@ from helpers import assert_one_line, held, snapshot
 
 from nasi_jax import cli, data, device_mesh, runs
 from nasi_jax.config import RankConfig, ScoreConfig, Scoring, SearchConfig, SelectConfig
+from nasi_jax.search import loop
 from nasi_jax.storage import files
 from nasi_jax.training.recipes import TrainConfig
 
@@ -439,6 +440,15 @@ def test_wrong_settings_remove_nothing(case, copy):
         with pytest.raises(ValueError):
             run(case, copy, change, overwrite=True)
     assert snapshot(copy) == before
+
+
+def test_what_is_too_large_leaves_nothing_to_overwrite(case, tmp_path, monkeypatch):
+    out = tmp_path / case.out
+    monkeypatch.setattr(loop, "memory_left", lambda: 0)
+    with pytest.raises(loop.TooLarge):
+        case.run(case.config, out)
+    directory = case.directory(out)
+    assert [name for name in directory.names if (directory.folder / name).exists()] == []
 
 
 def test_a_stopped_run_ends_as_an_unbroken_one(case, finished, tmp_path, every_step_is_kept):
