@@ -16,7 +16,7 @@ import numpy as np
 from nasi_jax.data.dataset import Dataset, Examples, known
 from nasi_jax.data.image import CHANNELS
 from nasi_jax.storage import pickles
-from nasi_jax.storage.files import at
+from nasi_jax.storage.files import at, unpacked
 
 _SIDE = 32
 _PIXELS = CHANNELS * _SIDE**2
@@ -149,13 +149,17 @@ def _contents(path: Path, split: str) -> tuple[_Layout, dict[str, bytes]]:
     with path.open("rb") as file:
         compressed = file.read(2) == b"\x1f\x8b"
         file.seek(0)
-        stream = cast(IO[bytes], gzip.GzipFile(fileobj=file) if compressed else file)
+        size = path.stat().st_size
+        stream = (
+            unpacked(cast(IO[bytes], gzip.GzipFile(fileobj=file)), size) if compressed else file
+        )
         with tarfile.open(fileobj=stream, mode="r|") as archive:
             for member in archive:
                 base = PurePosixPath(member.name).name
                 content = archive.extractfile(member) if base in wanted else None
                 if content:
-                    found[base] = content.read()
+                    # Of a sparse one the archive holds less than is read.
+                    found[base] = unpacked(content, size).read()
         while stream.read(1 << 20):  # to its end, where its checksum is
             pass
     layout = max(_LAYOUTS, key=lambda layout: len(found.keys() & needed[layout]))

@@ -16,6 +16,8 @@ from nasi_jax.types import Batch
 
 _STATISTICS_EXAMPLES = 1_000
 _PIXELS_AT_ONCE = 100_000
+MOST_CLASSES = 1_000_000
+"""Of a data set without names of them: more are a wrong label, and would fill the memory."""
 
 # Mean and standard deviation of the training images on [0, 1], as everyone uses them.
 STATISTICS = {
@@ -185,7 +187,13 @@ def in_memory(name: str, train: Examples, opened: Examples, image_size: int) -> 
 
 
 def numbered(num_classes: int) -> tuple[str, ...]:
-    """Numbers as class names."""
+    """Numbers as class names.
+
+    Raises:
+      ValueError: if there are too many.
+    """
+    if num_classes > MOST_CLASSES:
+        raise ValueError(f"labels must be below {MOST_CLASSES:,}, got {num_classes - 1}")
     return tuple(map(str, range(num_classes)))
 
 

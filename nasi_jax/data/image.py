@@ -24,10 +24,12 @@ def decode(file: Path | IO[bytes], name: object) -> np.ndarray:
       The image, upright as its camera says.
 
     Raises:
-      ValueError: if it cannot be read, or has more than 8 bits a channel.
+      ValueError: if it cannot be read, has more than 8 bits a channel, or is PostScript.
     """
     try:
         with Image.open(file) as image:
+            if image.format == "EPS":  # Pillow would have Ghostscript run it
+                raise ValueError("it is a program in PostScript")
             if image.mode[0] in "IF":
                 raise ValueError("it has more than 8 bits a channel")
             # Upright, as its camera says.

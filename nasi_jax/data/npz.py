@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from nasi_jax.data.dataset import Dataset, Examples, in_memory
+from nasi_jax.data.dataset import MOST_CLASSES, Dataset, Examples, in_memory
 from nasi_jax.data.image import CHANNELS
-from nasi_jax.storage.files import one_line
+from nasi_jax.storage.files import most_unpacked, one_line
 
 
 def load(name: str, split: str, image_size: int) -> Dataset:
@@ -41,6 +41,10 @@ def _read(name: str, part: str) -> Examples:
     try:
         with np.load(path, allow_pickle=False) as archive:
             keys = archive.files
+            wanted = [info for info in archive.zip.infolist() if info.filename[:-4] in (x, y)]
+            most = most_unpacked(path.stat().st_size)
+            if sum(info.file_size for info in wanted) > most:
+                raise ValueError(f"they unpack to more than {most:,} bytes, for so small a file")
             arrays = [np.asarray(archive[key]) for key in (x, y) if key in keys]
     except Exception as error:  # a damaged or a pickled archive fails in many ways
         raise ValueError(
@@ -75,9 +79,10 @@ def _read(name: str, part: str) -> Examples:
         if not np.isfinite(images).all():
             raise ValueError(f"{name}: {x} must be finite in float32, got NaN or infinity")
     classes = np.unique(labels)
-    if classes[0] < 0 or classes[-1] >= np.iinfo(np.int32).max:
+    if classes[0] < 0 or classes[-1] >= MOST_CLASSES:
         raise ValueError(
-            f"{name}: {y} must be integers from 0, in int32, got {classes[0]} to {classes[-1]}"
+            f"{name}: {y} must be integers from 0, below {MOST_CLASSES:,}, got {classes[0]} to "
+            f"{classes[-1]}"
         )
     if len(classes) < 2:
         raise ValueError(f"{name}: {y} must hold at least 2 classes, got only {classes[0]}")

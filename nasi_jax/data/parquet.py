@@ -18,7 +18,7 @@ import numpy as np
 
 from nasi_jax.data.dataset import Dataset, Read, measured_sample, numbered
 from nasi_jax.data.image import CHANNELS, decode
-from nasi_jax.storage.files import at, one_line
+from nasi_jax.storage.files import at, most_unpacked, one_line
 
 _IMAGES = ("image", "img")
 _LABELS = ("label", "labels", "fine_label")
@@ -51,7 +51,8 @@ def load(name: str, split: str, image_size: int) -> Dataset:
     path = Path(name)
     train_files = _parts(path, "train") if path.is_dir() else [path]
     train = opened = _open(train_files)
-    class_names = train.class_names or numbered(int(train.labels.max()) + 1)
+    with at(name):
+        class_names = train.class_names or numbered(int(train.labels.max()) + 1)
     _check_labels(train_files, train.labels, len(class_names))
     if train.labels.min() == train.labels.max():
         raise ValueError(f"{name} must hold at least 2 classes, got only {train.labels[0]}")
@@ -151,6 +152,9 @@ def _open(paths: list[Path]) -> _Opened:
     for path in paths:
         with at(path), pq.ParquetFile(path) as file:
             image, label = columns(file.schema_arrow)
+            size = path.stat().st_size
+            if file.metadata.num_rows > size:  # a page of equal labels has no end
+                raise ValueError(f"has {file.metadata.num_rows:,} rows in {size:,} bytes")
             column = file.read([label]).column(label)
             if column.null_count:
                 raise ValueError(f"{label} must be there in every row, got {column.null_count} not")
@@ -159,6 +163,8 @@ def _open(paths: list[Path]) -> _Opened:
             first = starts[-1]
             for number in range(file.num_row_groups):
                 group = file.metadata.row_group(number)
+                if group.total_byte_size > (most := most_unpacked(size)):
+                    raise ValueError(f"unpacks to more than {most:,} bytes, for so small a file")
                 groups.append(_Group(path, number, starts[-1] - first, image))
                 starts.append(starts[-1] + group.num_rows)
                 largest = max(largest, group.total_byte_size)

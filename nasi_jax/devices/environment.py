@@ -22,6 +22,8 @@ PYTHON = (3, 11)
 JAX = (0, 10, 2)
 """The lowest JAX."""
 
+_LONGEST = 2_000
+"""Characters of an error; what a spoilt file holds may be in it."""
 _PLUGINS = ("jax-cuda12-plugin", "jax-cuda13-plugin")
 
 _ACCELERATORS = {
@@ -75,8 +77,10 @@ def is_the_command() -> bool:
 
 
 def fail(message: str, status: int) -> NoReturn:
-    """Prints a one-line error on stderr and exits."""
-    print(f"nasi: error: {' '.join(message.split())}", file=sys.stderr)
+    """Prints a one-line error on stderr, of no more than a screenful, and exits."""
+    line = " ".join(message.split())
+    shown = line if len(line) <= _LONGEST else f"{line[:_LONGEST]} ..."
+    print(f"nasi: error: {shown}", file=sys.stderr)
     raise SystemExit(status)
 
 

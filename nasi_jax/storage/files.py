@@ -14,6 +14,42 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+_LEAST_UNPACKED, _RATIO = 1 << 28, 100
+
+
+def most_unpacked(packed: int) -> int:
+    """Bytes that a compressed file of so many may unpack to: no table and no images reach it."""
+    return max(_LEAST_UNPACKED, _RATIO * packed)
+
+
+class _Unpacked(io.RawIOBase):
+    def __init__(self, stream: Any, packed: int):
+        self._read, self._most = stream.readinto, most_unpacked(packed)
+        self._left = self._most
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        count: int = self._read(memoryview(buffer)[: self._left + 1])
+        self._left -= count
+        if self._left < 0:
+            raise ValueError(f"unpacks to more than {self._most:,} bytes, for so small a file")
+        return count
+
+
+def unpacked(stream: Any, packed: int) -> io.BufferedReader:
+    """A stream that ends in an error where it would fill the memory.
+
+    Args:
+      stream: what unpacks a file, or a part of it, with `readinto`.
+      packed: the size of the file in bytes.
+
+    Returns:
+      The stream, from which reading raises a `ValueError` beyond `most_unpacked(packed)` bytes.
+    """
+    return io.BufferedReader(_Unpacked(stream, packed))
+
 
 def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
     """Writes a file atomically: to a temporary name, synced, then renamed.

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from nasi_jax.storage.files import at, csv_text, write_bytes
+from nasi_jax.storage.files import at, csv_text, unpacked, write_bytes
 from nasi_jax.tables.table import ACCEPTED, Table, benchmark_of, checked, is_fraction
 
 
@@ -22,7 +22,8 @@ def read(path: Path) -> Table:
     with at(path):
         content = path.read_bytes()
         if content.startswith(b"\x1f\x8b"):
-            content = gzip.decompress(content)
+            with gzip.open(io.BytesIO(content)) as stream:
+                content = unpacked(stream, len(content)).read()
         text = content.decode("utf-8-sig", errors="replace")
         reader = csv.reader(io.StringIO(text, newline=""), strict=True)
         header = next(reader, [])

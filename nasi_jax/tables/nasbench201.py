@@ -21,7 +21,7 @@ from typing import IO, Any, ClassVar
 import numpy as np
 
 from nasi_jax.storage import pickles
-from nasi_jax.storage.files import at
+from nasi_jax.storage.files import at, unpacked
 from nasi_jax.tables.table import ACCEPTED, Table, checked
 from nasi_jax.types import OnProgress, Progress
 
@@ -47,7 +47,8 @@ def read_files(path: Path, on_progress: OnProgress) -> Table:
     rows = []
     for index, content, done, total in _nats_members(path):
         with at(f"{path}: architecture {index}"):
-            by_epochs = _Unpickler(io.BytesIO(bz2.decompress(content))).load()
+            with bz2.open(io.BytesIO(content)) as stream:
+                by_epochs = _Unpickler(unpacked(stream, len(content))).load()
             rows.append(_nasbench201_row(index, by_epochs))
         on_progress(Progress("reading the table", total, done))
     if not rows:
@@ -76,13 +77,14 @@ def _nats_members(path: Path) -> Iterator[tuple[int, bytes, int, int]]:
                 match = member_name.fullmatch(Path(member.name).name)
                 content = archive.extractfile(member) if match else None
                 if match and content:
-                    yield int(match[1]), content.read(), file.tell(), total
+                    # Of a sparse one the archive holds less than is read.
+                    yield int(match[1]), unpacked(content, total).read(), file.tell(), total
 
 
 def read_pickle(path: Path) -> Table:
     """Reads a single pickle of all cells."""
     with at(path), path.open("rb") as file:
-        state = _unpickled(file)
+        state = _unpickled(file, path.stat().st_size)
         if not isinstance(state, dict) or not isinstance(state.get("arch2infos"), dict):
             raise ValueError("must hold a dictionary with arch2infos, as NAS-Bench-201-v1_1 does")
         return _nasbench201_table(
@@ -90,17 +92,17 @@ def read_pickle(path: Path) -> Table:
         )
 
 
-def _unpickled(file: IO[bytes]) -> Any:
+def _unpickled(file: IO[bytes], size: int) -> Any:
     magic = file.read(4)
     file.seek(0)
     if magic == _ZIP:
         with zipfile.ZipFile(file) as archive:
             names = (name for name in archive.namelist() if name.endswith("/data.pkl"))
             with archive.open(next(names, "data.pkl")) as content:
-                return _Unpickler(content).load()
+                return _Unpickler(unpacked(content, size)).load()
     if magic.startswith(_BZ2):
         with bz2.open(file) as content:
-            return _Unpickler(content).load()
+            return _Unpickler(unpacked(content, size)).load()
     for _ in range(3):  # torch's magic number, the version of its protocol, the system's sizes
         _Unpickler(file).load()
     return _Unpickler(file).load()
