@@ -119,6 +119,9 @@ class RunDirectory:
                 )
             elif present:
                 _check_same((saved or self.settings)(), settings, self.what)
+            for name in self.names:
+                for left in files.unfinished(self.folder / name):
+                    left.unlink()
             content = dict(settings)
             if self.entry is not None:
                 kept = {} if overwrite or not present else self._content()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import glob
 import io
 import json
 import math
@@ -58,7 +59,7 @@ def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
       OSError: if that fails; what the file held before is then still there.
     """
     path = Path(path)
-    temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
+    temporary = path.with_name(_TEMPORARY.format(path.name[:_NAMED], uuid.uuid4().hex))
     try:
         with temporary.open("wb") as file:
             file.write(content)
@@ -67,6 +68,15 @@ def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+_TEMPORARY, _NAMED = ".{}.{}.tmp", 50
+"""The name of a file that is being written, with the first characters of its own in it."""
+
+
+def unfinished(path: Path) -> Iterator[Path]:
+    """What processes have left of a file that were killed as they wrote it."""
+    return path.parent.glob(_TEMPORARY.format(glob.escape(path.name[:_NAMED]), 32 * "?"))
 
 
 def check_absent(path: Path, *, overwrite: bool) -> None:
