@@ -28,7 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 from jax import lax
-from measuring import timed, write_record
+from measuring import remember, timed, write_record
 
 from nasi_jax import data, kernels, parse_genotype, search_space
 from nasi_jax.kernels.gradient import loss_gradient
@@ -61,6 +61,8 @@ class Config:
     """Seed of the parameters, the batch and the probes."""
     out: Path = Path("runs/estimators")
     """Where the record goes."""
+    record: bool = False
+    """Append the figures to `benchmarks/records.jsonl`."""
     smoke: bool = False
     """The smallest run that goes through all of it, for tests."""
 
@@ -169,7 +171,13 @@ def main() -> None:
     config = tyro.cli(Config, description=__doc__)
     if config.smoke:
         config = Config(
-            batch_size=4, init_channels=2, num_cells=1, image_size=8, repeats=2, out=config.out
+            batch_size=4,
+            init_channels=2,
+            num_cells=1,
+            image_size=8,
+            repeats=2,
+            out=config.out,
+            record=config.record,
         )
     rows = measure(config)
     forward = float(np.median(rows[0]["seconds"]))
@@ -184,6 +192,8 @@ def main() -> None:
             f"{passes.min():.1f}-{passes.max():.1f} | {row['compile_seconds']:.1f} | "
             f"{row['megabytes']:.0f} | {ratio} |"
         )
+    if config.record:
+        remember({row["quantity"]: (float(np.median(row["seconds"])), "s") for row in rows})
     record = {
         "config": {**asdict(config), "out": str(config.out), "data": Path(config.data).name},
         "genotype": GENOTYPE,

@@ -6,13 +6,15 @@ Imports no JAX up here: a process that measures another library would carry its 
 from __future__ import annotations
 
 import contextlib
+import datetime
 import json
 import multiprocessing
 import os
 import resource
+import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
@@ -108,3 +110,58 @@ def write_record(out: Path, name: str, record: dict[str, Any]) -> None:
     whole = {**record, "peak_megabytes": peak_megabytes(), **provenance()}
     out.mkdir(parents=True, exist_ok=True)
     files.write_bytes(out / f"{name}.json", json.dumps(whole, indent=2).encode())
+
+
+RECORDS = Path(__file__).parent / "records.jsonl"
+"""What the benchmarks were told to remember, which `history.py` shows."""
+
+
+def remember(metrics: Mapping[str, tuple[float, str]], to: Path = RECORDS) -> None:
+    """Appends figures of this script to the records, one a line, with what they depend on.
+
+    Args:
+      metrics: value and unit of each by its name; less is better.
+      to: the file.
+    """
+    import jax
+
+    from nasi_jax.devices.forecast import processor
+    from nasi_jax.storage.directory import versions
+
+    device = jax.devices()[0]
+    found = versions()
+    common = {
+        "script": Path(sys.argv[0]).stem,
+        "arguments": _settings(sys.argv[1:]),
+        "commit": _commit(),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "machine": processor(),
+        "card": None if device.platform == "cpu" else device.device_kind,
+        "versions": {name: found[name] for name in ("python", "jax", "flax")},
+    }
+    with to.open("a") as file:
+        for metric, (value, unit) in metrics.items():
+            record = {**common, "metric": metric, "value": value, "unit": unit}
+            file.write(json.dumps(record) + "\n")
+
+
+def _settings(arguments: list[str]) -> str:
+    """The arguments that figures depend on: not where the files go, nor that it is recorded."""
+    rest, left = iter(arguments), list[str]()
+    for argument in rest:
+        if argument == "--out":
+            next(rest, None)
+        elif argument != "--record" and not argument.startswith("--out="):
+            left.append(argument)
+    return " ".join(left)
+
+
+def _commit() -> str:
+    """The commit that is checked out, with a plus sign if files differ from it."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(Path(__file__).parent), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    changed = git("status", "--porcelain", "--", "*.py")
+    return git("rev-parse", "--short=10", "HEAD") + ("+" if changed else "")

@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 import tyro
-from measuring import DARTS_V2, alone, peak_megabytes, resident_megabytes, turn
+from measuring import DARTS_V2, alone, peak_megabytes, remember, resident_megabytes, turn
 
 NASBENCH201 = (
     "|nor_conv_3x3~0|+|nor_conv_1x1~0|nor_conv_3x3~1|"
@@ -90,6 +90,8 @@ class Config:
     """How many processes to run each configuration in."""
     out: Path = Path("runs/plan")
     """Folder for what was measured."""
+    record: bool = False
+    """Append the figures to `benchmarks/records.jsonl`."""
 
 
 def measured(command: str, cache: str) -> dict[str, float]:
@@ -245,18 +247,21 @@ def check(config: Config) -> bool:
         "| configuration | memory measured | forecast | off | seconds measured | forecast | off |"
     )
     print("| --- | --: | --: | --: | --: | --: | --: |")
-    near = True
+    near, metrics = True, dict[str, tuple[float, str]]()
     for name, command in HELD_OUT.items():
         record = record_of(config, name, command)
         program, seconds = footprint(record), min(record["seconds"])
         peak, call = forecast.peak_bytes(program, "cpu"), forecast.seconds_of(program, "cpu")
         assert call is not None
         off, late = peak / record["peak"] - 1, call / seconds - 1
+        metrics |= {name: (seconds, "s"), f"{name}: memory": (record["peak"] / 1e6, "MB")}
         near = near and abs(off) <= MEMORY_WITHIN and abs(late) <= SECONDS_WITHIN
         print(
             f"| {name} | {record['peak'] / 1e6:.0f} MB | {peak / 1e6:.0f} MB | {100 * off:+.0f} % "
             f"| {seconds:.3g} | {call:.3g} | {100 * late:+.0f} % |"
         )
+    if config.record:
+        remember(metrics)
     return near
 
 

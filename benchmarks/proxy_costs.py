@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
-from measuring import write_record
+from measuring import remember, write_record
 
 from nasi_jax import PROXIES, ScoreConfig, SelectConfig
 from nasi_jax.config import to_dict
@@ -47,6 +47,8 @@ class Config:
     """Random cells."""
     out: Path = Path("runs/proxy_costs")
     """Where the record goes."""
+    record: bool = False
+    """Append the figures to `benchmarks/records.jsonl`."""
 
 
 class Cost(NamedTuple):
@@ -113,6 +115,8 @@ def main() -> None:
     if members:
         share = found[together].seconds / sum(found[name].seconds for name in members)
         print(f"the recipe together takes {share:.2f} of what its members take alone")
+    if config.record:
+        remember({f"a cell by {name}": (each.seconds, "s") for name, each in found.items()})
     record = {
         "config": to_dict(scoring),
         "cells": config.cells,

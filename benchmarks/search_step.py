@@ -34,7 +34,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
-from measuring import alone, peak_megabytes, timed
+from measuring import alone, peak_megabytes, remember, timed
 
 from nasi_jax import SearchConfig
 from nasi_jax.config import to_dict
@@ -58,6 +58,8 @@ class Config:
     """Timed runs of the step, after one that is not timed."""
     out: Path = Path("runs/search_step")
     """Where the record goes."""
+    record: bool = False
+    """Append the figures to `benchmarks/records.jsonl`."""
     smoke: bool = False
     """The smallest run that goes through all of it, for tests."""
 
@@ -203,6 +205,13 @@ def main() -> None:
         f"| {result['flops'] / 1e9:.3g} | {rate / 1e9:.3g} "
         f"| {rate / result['matmul_flops_per_second']:.1%} |"
     )
+    if config.record:
+        compile_seconds = {
+            f"{name}: compile": (each["lower_seconds"] + each["compile_seconds"], "s")
+            for name, each in (("cold", cold), ("warm", warm))
+        }
+        memory = (warm["temporary_megabytes"], "MB")
+        remember({"step": (float(np.median(seconds)), "s"), **compile_seconds, "memory": memory})
     settings = {**asdict(config), "out": str(config.out)}
     # What it resolved to stands in the result.
     del settings["search"]
