@@ -97,6 +97,8 @@ def draw(found: Records) -> Figure:
 def main() -> None:
     """Prints the table, and draws."""
     config = tyro.cli(Config, description=__doc__)
+    if not config.records.exists():
+        sys.exit(f"there are no records in {config.records}: run a benchmark with --record")
     found, are_worse = read(config.records), False
     print("| figure | machine | records | latest | against the median of the earlier ones | |")
     print("| --- | --- | --: | --: | --: | --- |")
