@@ -193,13 +193,16 @@ def difference(verb: str, found: Left, unbroken: Left, *, exact: bool) -> float:
             for name in NUMBERS[verb]
         ),
     ]
-    largest = max(
-        float(np.linalg.norm(mine - theirs) / max(np.linalg.norm(theirs), 1e-30))
-        for mine, theirs in pairs
-    )
+    largest = max(relative(mine, theirs) for mine, theirs in pairs)
     if largest > (0 if exact else TOLERANCE):
         raise ValueError(f"a relative difference of {largest:.2g}")
     return largest
+
+
+def relative(mine: np.ndarray, theirs: np.ndarray) -> float:
+    """The norm of the difference over the norm; 0 where both are."""
+    size = float(np.linalg.norm(mine - theirs))
+    return size and size / float(np.linalg.norm(theirs))
 
 
 def arguments_of(verb: str, folder: Path) -> list[str]:

@@ -36,7 +36,7 @@ from rich.table import Table
 
 from nasi_jax import export, runs
 from nasi_jax.config import Config, RankConfig, ScoreConfig, SearchConfig, SelectConfig
-from nasi_jax.devices import cache, environment, footprint
+from nasi_jax.devices import cache, environment, footprint, hosts
 from nasi_jax.devices.mesh import parse as parse_mesh
 from nasi_jax.search.loop import TooLarge
 from nasi_jax.storage import directory, files
@@ -66,6 +66,26 @@ class Spread(Compiling):
     """How many devices share the examples of a batch (a search, a training), and how many the
     samples of a search or the architectures to score; if not given, all, as docs/scale.md says.
     Changes a result by rounding only, so a run may go on with another."""
+    coordinator: Annotated[str | None, tyro.conf.arg(metavar="HOST:PORT")] = None
+    """Run together with other processes, which are given the same command: where the first of them
+    is to be reached. All see the output directory, and the first one writes it."""
+    num_processes: int | None = None
+    """How many processes there are."""
+    process_id: int | None = None
+    """Which one this is, from 0."""
+    distributed: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Run together with the other processes of this job, as JAX finds them out under SLURM and
+    Open MPI, on GKE and on Cloud TPUs; in place of the three flags before."""
+
+    def join(self) -> None:
+        """Finds the other processes, if there are any.
+
+        Raises:
+          ValueError: if they cannot be found.
+        """
+        hosts.initialize(
+            self.coordinator, self.num_processes, self.process_id, detect=self.distributed
+        )
 
 
 @dataclass(frozen=True)
@@ -753,6 +773,11 @@ def _print_cost(config: ScoreConfig, result: Mapping[str, Any]) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Runs the command; ends with status 2 for bad input and 1 for a run that failed."""
+    with hosts.together():
+        _main(arguments)
+
+
+def _main(arguments: list[str] | None) -> None:
     given = sys.argv[1:] if arguments is None else arguments
     if arguments is None:  # a process of our own
         _say_nothing_twice()
@@ -762,6 +787,8 @@ def main(arguments: list[str] | None = None) -> None:
     command = None
     try:
         command = _command(given)
+        if isinstance(command, Spread):
+            command.join()
         if isinstance(command, Resume):
             command = command.command()
         with warnings.catch_warnings():
@@ -775,6 +802,7 @@ def main(arguments: list[str] | None = None) -> None:
                 environment.devices(_warn)
             command.run()
         sys.stdout.flush()
+        hosts.leave()
     except BrokenPipeError:
         # Whoever read stdout, such as `head`, has what they want.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -793,6 +821,8 @@ def main(arguments: list[str] | None = None) -> None:
         message = str(error) or type(error).__name__
         if isinstance(command, Compiling):
             message = _out_of_memory(message, command.less_memory) or message
+        if hosts.are_several() and isinstance(error, jax.errors.JaxRuntimeError):
+            message = f"this process failed, or another one of this run was lost: {message}"
         environment.fail(message, 1)
     except KeyboardInterrupt:
         once = given[:1] in (["export"], ["predict"], ["report"], ["show"])
@@ -999,6 +1029,8 @@ def _progress(program: str) -> Iterator[OnProgress]:
 
         def report(progress: Progress) -> None:
             nonlocal printed_stage, printed, began
+            if not hosts.is_writer():
+                return
             stage, total, done, seconds, figures = progress
             now = time.monotonic()
             if stage == "compiling":

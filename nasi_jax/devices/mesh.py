@@ -7,7 +7,11 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from nasi_jax.devices import hosts
 
 SAMPLE = "sample"
 """The axis whose devices share what is independent: samples of a search, architectures to score."""
@@ -20,7 +24,7 @@ _T = TypeVar("_T")
 
 
 def device_mesh(*, data: int = 1, sample: int = 1) -> Mesh:
-    """Makes a mesh of the first `data * sample` local devices.
+    """Makes a mesh of the first `data * sample` devices; of several processes, of all of theirs.
 
     Args:
       data: how many devices share the examples of a batch.
@@ -30,14 +34,19 @@ def device_mesh(*, data: int = 1, sample: int = 1) -> Mesh:
       The mesh, with the axes `sample` and `data`.
 
     Raises:
-      ValueError: if there are not so many.
+      ValueError: if there are not so many, or not as many as several processes have.
     """
-    devices = jax.local_devices()
+    devices = jax.devices()
+    if hosts.are_several() and data * sample != len(devices):
+        raise ValueError(
+            f"the mesh of {jax.process_count()} processes must have all their {len(devices)} "
+            f"devices, got data={data},sample={sample}"
+        )
     if data < 1 or sample < 1 or data * sample > len(devices):
         listed = ", ".join(str(device.id) for device in devices)
         raise ValueError(
             f"a mesh must have axes of at least 1 whose product is at most {len(devices)}, the "
-            f"local devices ({devices[0].platform} {listed}), got data={data},sample={sample}"
+            f"devices ({devices[0].platform} {listed}), got data={data},sample={sample}"
         )
     return jax.make_mesh(
         (sample, data),
@@ -63,8 +72,11 @@ def parse(text: str) -> Mesh:
 
 
 def along(axis: str, most: int) -> Mesh | None:
-    """A mesh of up to `most` local devices along one axis; None for one device, the one in use."""
-    number = min(jax.local_device_count(), most)
+    """A mesh of up to `most` devices along one axis, of several processes of all of theirs.
+
+    None for one device, the one in use.
+    """
+    number = jax.device_count() if hosts.are_several() else min(jax.device_count(), most)
     return None if number == 1 else device_mesh(**{axis: number})
 
 
@@ -131,11 +143,44 @@ def placed(tree: _T, mesh: Mesh | None, *axes: str) -> _T:
     """Arrays on the devices of a mesh; without one as they are.
 
     Args:
-      tree: the arrays.
+      tree: the arrays, whole; in several processes the same, of which each hands its devices what
+        they need.
       mesh: the mesh.
       *axes: what the first axes of each array are spread over. All else is replicated.
     """
-    return tree if mesh is None else jax.device_put(tree, NamedSharding(mesh, PartitionSpec(*axes)))
+    if mesh is None:
+        return tree
+    sharding = NamedSharding(mesh, PartitionSpec(*axes))
+    if not hosts.are_several():
+        return jax.device_put(tree, sharding)
+    return jax.tree.map(lambda leaf: _of_all(leaf, sharding), tree)
+
+
+def _of_all(leaf: jax.Array, sharding: NamedSharding) -> jax.Array:
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        words = _of_all(jax.random.key_data(leaf), sharding)
+        return jax.random.wrap_key_data(words, impl=jax.random.key_impl(leaf))
+    whole = np.asarray(leaf)
+    return jax.make_array_from_callback(whole.shape, sharding, lambda index: whole[index])
+
+
+def rows_of(sharding: NamedSharding, size: int) -> np.ndarray:
+    """Which of so many rows the devices of this process have, in order."""
+    shares = sharding.addressable_devices_indices_map((size,)).values()
+    return np.unique(np.concatenate([np.arange(size)[share] for share in shares]))
+
+
+def spread(tree: _T, sharding: NamedSharding, size: int) -> _T:
+    """Arrays of so many rows, of which this process has those that `rows_of` names."""
+    here = rows_of(sharding, size)
+
+    def whole(leaf: np.ndarray) -> jax.Array:
+        def share(index: Any) -> np.ndarray:
+            return leaf[np.searchsorted(here, np.arange(size)[index[0]])]
+
+        return jax.make_array_from_callback((size, *leaf.shape[1:]), sharding, share)
+
+    return jax.tree.map(whole, tree)
 
 
 def over_samples(

@@ -23,7 +23,16 @@ from nasi_jax import config as configuration
 from nasi_jax.cells import parse_genotype
 from nasi_jax.cells.layers.mixed import stacked
 from nasi_jax.config import ScoreConfig, Scoring
-from nasi_jax.devices.mesh import SAMPLE, along, over_samples, placed, require_only, several, sizes
+from nasi_jax.devices.mesh import (
+    SAMPLE,
+    along,
+    everywhere,
+    over_samples,
+    placed,
+    require_only,
+    several,
+    sizes,
+)
 from nasi_jax.kernels import proxy_named
 from nasi_jax.kernels.proxies.proxy import all_scores, for_norm, norm_of
 from nasi_jax.runs.search import datasets_of, space_of
@@ -176,7 +185,7 @@ def score(
       out: the csv file: a line for each seed and architecture, with params, flops, and the
         proxies, all of them higher is better.
       mesh: the devices, as `nasi_jax.device_mesh` makes it, which share the architectures along
-        `sample`; if not given, all local ones. Changes scores by rounding only, so a run may go on
+        `sample`; if not given, all. Changes scores by rounding only, so a run may go on
         with another.
       resume: whether to go on with the scores in the file, if there are any.
       overwrite: whether to replace the file.
@@ -513,8 +522,10 @@ class Scorer:
         function = one if count == 1 else many
         if self._mesh is not None:
             function = over_samples(one, many, self._mesh, _OF_ARCHITECTURES)
+        # Whole on every device, for every process to read.
+        out = None if self._mesh is None else everywhere(self._mesh)
         arguments = self._arguments(seed, [self._example], count)
-        return jax.jit(function).lower(*arguments).compile()
+        return jax.jit(function, out_shardings=out).lower(*arguments).compile()
 
 
 def _scores(

@@ -44,6 +44,7 @@ from nasi_jax.search import (
     Verdict,
 )
 from nasi_jax.storage.directory import ADDED, RunDirectory, provenance, restored
+from nasi_jax.storage.directory import save as save_checkpoint
 from nasi_jax.storage.files import csv_text, finite, json_text
 from nasi_jax.types import (
     Alpha,
@@ -185,7 +186,7 @@ def search(
       config: the configuration; what it leaves at None takes the variant's value.
       out: the directory, made if it is not there.
       mesh: the devices, as `nasi_jax.device_mesh` makes it: along `sample` each takes the steps of
-        a call, along `data` they share the mini-batches. If not given, all local ones along
+        a call, along `data` they share the mini-batches. If not given, all along
         `sample`. Changes the result by rounding only, so a search may go on with another.
       resume: whether to go on with the search that the directory holds, if it holds one. The
         result is that of an unbroken search.
@@ -242,7 +243,7 @@ def search(
             on_progress(Progress(stage, steps, begun))
 
         def keep(run: Run) -> None:
-            checkpoints.save(len(run.step_seconds), args=ocp.args.StandardSave(run._asdict()))
+            save_checkpoint(checkpoints, len(run.step_seconds), run._asdict())
 
         def on_step(run: Run) -> None:
             nonlocal kept
@@ -268,6 +269,7 @@ def search(
             keep(run)
         on_progress(_progress("drawing", done, run))
         enough(run)  # of a search that was whole before it was asked
+        run = run._replace(state=jax.device_put(jax.device_get(run.state)))  # off the mesh
         run = _of_fewer_steps(_without_rest(run, evidence.num_steps), steps)
         place, genotype = _selected(space, run.state.alpha, is_within)
         verdicts = evidence.verdicts()

@@ -24,16 +24,21 @@ from nasi_jax import data
 from nasi_jax.cells import genotype_to_dict, parse_genotype
 from nasi_jax.devices.mesh import (
     DATA,
+    along,
     device_mesh,
     everywhere,
+    placed,
     require_divisor,
     require_only,
+    rows_of,
     sizes,
+    spread,
 )
 from nasi_jax.report.curves import draw_curves
 from nasi_jax.report.figures import save
 from nasi_jax.search.loop import require_memory
 from nasi_jax.storage.directory import RunDirectory, provenance, restored
+from nasi_jax.storage.directory import save as save_checkpoint
 from nasi_jax.storage.files import csv_text, json_text
 from nasi_jax.training.recipes import TrainConfig
 from nasi_jax.training.trainer import (
@@ -118,7 +123,7 @@ def train(
       config: how.
       out: the directory, made if it is not there.
       mesh: the devices, as `nasi_jax.device_mesh` makes it, which share the batches along `data`.
-        If not given, as many local ones as divide the batch. A training may go on with another.
+        If not given, as many as divide the batch. A training may go on with another.
       resume: whether to go on with the training that the directory holds, if it holds one. The
         result is that of an unbroken one: on one CPU the same, bit for bit.
       overwrite: whether to remove what an earlier training left in the directory.
@@ -307,8 +312,9 @@ def _checked(genotype: Genotype, config: TrainConfig) -> _Splits:
 def _mesh_of(config: TrainConfig, mesh: Mesh | None) -> Mesh:
     """The mesh, if it can be trained on; if there is none, of as many devices as divide a batch."""
     if mesh is None:
-        numbers = range(1, jax.local_device_count() + 1)
-        return device_mesh(data=max(n for n in numbers if config.batch_size % n == 0))
+        numbers = range(1, jax.device_count() + 1)
+        dividing = max(n for n in numbers if config.batch_size % n == 0)
+        mesh = along(DATA, dividing) or device_mesh()
     require_only(DATA, mesh, "batches to train on are spread")
     require_divisor(config.batch_size, mesh)
     return mesh
@@ -399,8 +405,9 @@ class _Loop:
         self.init_key, self.step_key, self.data_key = jax.random.split(
             jax.random.key(config.seed), 3
         )
-        self.replicated = everywhere(mesh)
+        self.mesh, self.replicated = mesh, everywhere(mesh)
         self.split = NamedSharding(mesh, PartitionSpec(DATA))
+        self.rows = rows_of(self.split, config.batch_size)
         self.history = np.zeros((0, len(COLUMNS)))
         self.saved = self.epoch_began = self.step_seconds = self.test_seconds = 0.0
 
@@ -411,7 +418,7 @@ class _Loop:
         if first == self.num_steps:
             return
         self.on_progress(Progress("compiling", self.num_steps, first))
-        state = jax.device_put(state, self.replicated)
+        self.step_key, state = placed((self.step_key, state), self.mesh)
         step, evaluate = self._compiled(state)
         self.on_progress(Progress("compiled", self.num_steps, first))
         self.saved = self.epoch_began = time.monotonic()
@@ -419,7 +426,7 @@ class _Loop:
         pending: Score | None = None
         batches = _read_ahead(self._batch, range(first, self.num_steps))
         for done, batch in enumerate(batches, first + 1):
-            state, score = step(self.step_key, state, *jax.device_put(batch, self.split))
+            state, score = step(self.step_key, state, *self._spread(batch))
             # The score of the step before, so that the device has this step to do meanwhile.
             totals = self._add(totals, pending, done - 1)
             ends = done % self.steps_per_epoch == 0
@@ -463,8 +470,13 @@ class _Loop:
         return program, evaluate.compile()
 
     def _batch(self, step: int) -> tuple[np.ndarray, np.ndarray]:
+        """Images and labels of a training batch, those that the devices of this process hold."""
         train = self.sets.train
-        return self.sets.read(train, train.indices(self.data_key, step, self.config.batch_size))
+        indices = train.indices(self.data_key, step, self.config.batch_size)
+        return self.sets.read(train, indices[self.rows])
+
+    def _spread(self, rows: _Arrays) -> _Arrays:
+        return spread(rows, self.split, self.config.batch_size)
 
     def _add(self, totals: np.ndarray, score: Score | None, step: int) -> np.ndarray:
         """Adds the sums of a step, numbered from 1, to those of the epoch."""
@@ -518,7 +530,7 @@ class _Loop:
         num = self.sets.test.num_examples
         loss, correct = 0.0, 0.0
         for batch in _read_ahead(self._test_batch, range(-(-num // self.config.batch_size))):
-            score = evaluate(state, *jax.device_put(batch, self.split))
+            score = evaluate(state, *self._spread(batch))
             loss, correct = loss + float(score.loss), correct + float(score.num_correct)
         self.test_seconds = time.monotonic() - begun
         return loss / num, 100 * correct / num
@@ -526,19 +538,21 @@ class _Loop:
     def _test_batch(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Test batches of images, labels and weights; padding of the last batch has weight 0."""
         test, size = self.sets.test, self.config.batch_size
-        indices = np.arange(index * size, (index + 1) * size)
+        indices = index * size + self.rows
         weights = (indices < test.num_examples).astype(np.float32)
         return *self.sets.read(test, np.minimum(indices, test.num_examples - 1)), weights
 
     def _check(self, state: TrainState) -> None:
-        if not math.isfinite(float(optax.tree.norm((state.params, state.batch_stats)))):
+        # On this process alone: each finds by its own clock when a checkpoint is due.
+        variables = jax.device_get((state.params, state.batch_stats))
+        if not math.isfinite(float(optax.tree.norm(variables))):
             self._fail(f"a parameter is not finite after step {int(state.step)}")
 
     def _save(self, state: TrainState, totals: np.ndarray) -> None:
         done = int(state.step)
         content = _stored(_Kept(state, totals, self.history))
         try:
-            self.checkpoints.save(done, args=ocp.args.StandardSave(content))
+            save_checkpoint(self.checkpoints, done, content)
         except Exception as error:  # a full disk shows in many ways
             raise OSError(
                 f"cannot write the checkpoint of step {done} into {self.checkpoints.directory}, "

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from nasi_jax.devices import hosts
 from nasi_jax.devices.mesh import DATA, SAMPLE, everywhere, placed, several, sizes
 from nasi_jax.search.nasi import SearchAlgorithm, SearchInfo, SearchState
 from nasi_jax.types import Batch
@@ -228,6 +229,8 @@ def memory_left() -> int | None:
 def number_that_fits(program: jax.stages.Compiled, samples: int = 1) -> int:
     """How many samples a call can take in the device's memory; 1 if that is not known.
 
+    Of several processes, which run one program, in the memory of the device that has the least.
+
     Args:
       program: a program of so many samples on each device, to infer from what one takes.
       samples: how many.
@@ -235,7 +238,7 @@ def number_that_fits(program: jax.stages.Compiled, samples: int = 1) -> int:
     free, needed = free_memory(), program.memory_analysis()
     if free is None or needed is None:
         return 1
-    return max(1, samples * free // max(1, needed.temp_size_in_bytes))
+    return hosts.least(max(1, samples * free // max(1, needed.temp_size_in_bytes)))
 
 
 def _step_key(key: jax.Array, index: jax.Array | int) -> jax.Array:

@@ -18,7 +18,9 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from filelock import FileLock, Timeout
+from orbax.checkpoint.options import MultiprocessingOptions
 
+from nasi_jax.devices import hosts
 from nasi_jax.storage import files
 
 _PACKAGES = ("nasi-jax", "jax", "jaxlib", "flax", "optax", "numpy")
@@ -61,6 +63,9 @@ ADDED: Mapping[str, Any] = {"matmul_precision": "default"}
 class RunDirectory:
     """The files of a run, which one process at a time has, and from which a killed run goes on.
 
+    Of several processes that run together the first has them. The others read them, so the folder
+    is one that all of them see.
+
     Attributes:
       folder: where they are.
       what: what runs, in words, such as "search".
@@ -95,7 +100,7 @@ class RunDirectory:
 
         The folder is made if it is not there, and the settings are in it at once, so that a run
         that is killed early can be resumed. The operating system releases the lock of a killed
-        process.
+        process. Processes that run together go on when the files are ready to be read.
 
         Args:
           settings: what the run depends on, as JSON.
@@ -105,8 +110,15 @@ class RunDirectory:
 
         Raises:
           ValueError: if the folder cannot be used or another process has the files, there is a run
-            and neither is set, or one of other settings.
+            and neither is set, or one of other settings; in the processes that the first one has
+            the files for, if they do not see its settings there, or have others.
         """
+        ready = f"the {self.what} in {self.folder} is begun"
+        if not hosts.is_writer():
+            hosts.barrier(ready)
+            _check_same(self.settings(), settings, f"{self.what} of the first process")
+            yield
+            return
         with self._locked():
             present = [name for name in self.names if (self.folder / name).exists()]
             if overwrite:
@@ -118,7 +130,7 @@ class RunDirectory:
                     f"--resume, replace it with --overwrite, or name another {kind}"
                 )
             elif present:
-                _check_same((saved or self.settings)(), settings, self.what)
+                _check_same((saved or self.settings)(), settings, f"{self.what} to resume")
             for name in self.names:
                 for left in files.unfinished(self.folder / name):
                     left.unlink()
@@ -127,6 +139,7 @@ class RunDirectory:
                 kept = {} if overwrite or not present else self._content()
                 content = {**kept, self.entry: content}
             self.write(self.record, files.json_text(content))
+            hosts.barrier(ready)
             try:
                 yield
             except ValueError:
@@ -213,18 +226,24 @@ class RunDirectory:
         """Opens the manager of the checkpoints.
 
         Orbax renames a checkpoint into place when it is complete, so a partial one is never
-        restored.
+        restored. Of several processes that run together each has a manager that waits for none of
+        the others, and the first one alone saves: all that is saved is replicated, so that no other
+        has a part of it, and the loss of one leaves no save half done.
 
         Args:
           read_only: whether to leave all as it is, such as what another process is writing.
         """
+        read_only = read_only or not hosts.is_writer()
         options = ocp.CheckpointManagerOptions(
             max_to_keep=None if read_only else 1,
-            create=not read_only,
+            create=False,
             cleanup_tmp_directories=not read_only,
             enable_async_checkpointing=False,
+            multiprocessing_options=_alone(),
         )
         path = (self.folder / "checkpoint").absolute()
+        if not read_only:
+            path.mkdir(exist_ok=True)
         with contextlib.closing(ocp.CheckpointManager(path, options=options)) as manager:
             yield manager
 
@@ -232,6 +251,20 @@ class RunDirectory:
 def _is_empty(path: Path) -> bool:
     """Whether there is a directory with nothing in it but the locks of runs."""
     return path.is_dir() and all(each.name.endswith(".lock") for each in path.iterdir())
+
+
+def _alone() -> MultiprocessingOptions:
+    """What has orbax wait for no other process."""
+    if not hosts.are_several():
+        return MultiprocessingOptions()
+    this = jax.process_index()
+    return MultiprocessingOptions(this, active_processes={this}, barrier_sync_key_prefix=f"{this}")
+
+
+def save(manager: ocp.CheckpointManager, step: int, content: Any) -> None:
+    """Saves the checkpoint of a step, whose arrays every process has whole; see `checkpoints`."""
+    if hosts.is_writer():
+        manager.save(step, args=ocp.args.StandardSave(jax.device_get(content)))
 
 
 def _as_now(fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -253,7 +286,7 @@ def _check_same(kept: Mapping[str, Any], given: Mapping[str, Any], what: str) ->
         if given.get(name) != kept.get(name)
     ]
     if differences:
-        raise ValueError(f"the {what} to resume has {', '.join(differences)}")
+        raise ValueError(f"the {what} has {', '.join(differences)}")
 
 
 def restored(manager: ocp.CheckpointManager, like: Any) -> Any:

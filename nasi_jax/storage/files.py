@@ -15,6 +15,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from nasi_jax.devices import hosts
+
 _LEAST_UNPACKED, _RATIO = 1 << 28, 100
 
 
@@ -55,9 +57,13 @@ def unpacked(stream: Any, packed: int) -> io.BufferedReader:
 def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
     """Writes a file atomically: to a temporary name, synced, then renamed.
 
+    Of several processes that run together the first alone writes; see `nasi_jax.devices.hosts`.
+
     Raises:
       OSError: if that fails; what the file held before is then still there.
     """
+    if not hosts.is_writer():
+        return
     path = Path(path)
     temporary = path.with_name(_TEMPORARY.format(path.name[:_NAMED], uuid.uuid4().hex))
     try:

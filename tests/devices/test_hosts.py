@@ -1,0 +1,276 @@
+"""Two processes find what one does, and neither outlives the other.
+
+The processes have two devices each, threads of one CPU, and meet on the loopback address.
+"""
+
+import contextlib
+import json
+import os
+import pickle
+import re
+import shlex
+import socket
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from devices.test_mesh import (
+    IN_TOY,
+    SCORES,
+    SIZES,
+    TRAIN,
+    Case,
+    Stopped,
+    in_float64,
+    run_command,
+    stopper,
+)
+from helpers import assert_one_line, relative_error
+
+from nasi_jax import cli, device_mesh, runs
+from nasi_jax.config import ScoreConfig, SearchConfig
+from nasi_jax.devices import hosts
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+OPS = ("skip_connect", "nor_conv_1x1")
+CASES = {
+    "search": Case(
+        SearchConfig(**SIZES, ops=OPS, norm="none", batch_size=4, variant="nasi-fix", steps=6),
+        ({"data": 2, "sample": 2},),
+    ),
+    "score": Case(ScoreConfig(**IN_TOY, **SCORES, num_archs=3), ({"sample": 4},)),
+    "train": Case(TRAIN, ({"data": 4},)),
+}
+"""Each with the mesh that the two processes have besides the one that they take by themselves."""
+
+FLAGS = shlex.split(
+    "search --space toy:Chains --norm none --init-channels 2 --num-cells 1 --image-size 8 "
+    "--batch-size 8 --steps 100000 --no-cache"
+)
+"""A search that does not end by itself."""
+
+
+def free_port():
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+def start(*arguments):
+    """Starts a process that may have another, with two devices."""
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=2"
+    paths = os.pathsep.join([os.path.dirname(__file__), *sys.path])
+    return subprocess.Popen(
+        [sys.executable, *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": paths, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
+    )
+
+
+@contextlib.contextmanager
+def pair(*arguments):
+    """Two processes with these arguments and the flags by which they find each other."""
+    meet = ["--coordinator", f"127.0.0.1:{free_port()}", "--num-processes", 2, "--process-id"]
+    processes = [start(*arguments, *meet, number) for number in range(2)]
+    try:
+        yield processes
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
+
+
+def told(processes):
+    """What each process writes to the two outputs, which are read at once."""
+    found = [None] * len(processes)
+
+    def read(number):
+        found[number] = processes[number].communicate()
+
+    threads = [threading.Thread(target=read, args=[number]) for number in range(len(processes))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return found
+
+
+def writes_below(folder):
+    """The files and folders in a folder that this process makes from now on, as it makes them."""
+    made = []
+
+    def hear(event, arguments):
+        makes = {"os.mkdir": 0, "os.rename": 1}
+        if event == "open" and isinstance(arguments[1], str) and set(arguments[1]) & set("wax+"):
+            path = arguments[0]
+        elif event in makes:
+            path = arguments[makes[event]]
+        else:
+            return
+        if isinstance(path, (str, os.PathLike)) and Path(path).is_relative_to(folder):
+            made.append(str(path))
+
+    sys.addaudithook(hear)
+    return made
+
+
+def ran(out):
+    """What each case finds by mesh, going on after a stop; the rows read, and the files made."""
+    read, sizes = runs.train._Sets.read, []
+
+    def counted(self, dataset, indices):
+        sizes.append(len(indices))
+        return read(self, dataset, indices)
+
+    runs.train._Sets.read = counted
+    made, found = writes_below(out), {}
+    with in_float64():
+        for name, case in CASES.items():
+            each = found[name] = {}
+            each["default"] = run_command(case, out / name)
+            for axes in case.meshes:
+                place = out / f"{name} {axes}"
+                with pytest.raises(Stopped):
+                    run_command(case, place, mesh=device_mesh(**axes), on_progress=stopper())
+                each[str(axes)] = run_command(case, place, mesh=device_mesh(**axes), resume=True)
+    return {"found": found, "made": made, "sizes": set(sizes)}
+
+
+SCRIPT = """
+    import pickle, sys
+    from pathlib import Path
+
+    import jax
+    import test_hosts as test
+    from nasi_jax.devices import hosts
+
+    out, numbers = Path(sys.argv[1]), sys.argv[2:]
+    hosts.initialize(numbers[1], int(numbers[3]), int(numbers[5]))
+    print("result of process", jax.process_index())
+    found = {"devices": len(jax.devices()), **test.ran(out / "runs")}
+    (out / f"found-{jax.process_index()}").write_bytes(pickle.dumps(found))
+    hosts.leave()
+"""
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    """What is found by each of two processes, with what they told, and by one."""
+    out = tmp_path_factory.mktemp("found")
+    with pair("-c", textwrap.dedent(SCRIPT), out) as processes:
+        outputs = told(processes)
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    both = [pickle.loads((out / f"found-{number}").read_bytes()) for number in range(2)]
+    with in_float64():
+        one = {
+            name: run_command(case, out / f"one {name}", mesh=device_mesh())
+            for name, case in CASES.items()
+        }
+    return both, outputs, one, out
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_two_processes_find_what_one_does(found, name):
+    both, _, one, _ = found
+    expected = one[name]
+    assert np.all(np.isfinite(expected.numbers))
+    for each in both:
+        assert each["devices"] == 4
+        for mesh, result in each["found"][name].items():
+            assert result.texts == expected.texts, mesh
+            assert relative_error(result.numbers, expected.numbers) < 1e-9, mesh
+
+
+def test_they_take_all_devices(found):
+    meshes = {name: each["default"].mesh for name, each in found[0][0]["found"].items()}
+    along = {"data": 1, "sample": 4}
+    assert meshes == {"search": along, "score": along, "train": {"data": 4, "sample": 1}}
+
+
+def test_the_first_alone_writes_and_prints(found):
+    (first, second), outputs, _, out = found
+    assert first["made"] and second["made"] == []
+    assert json.loads((out / "runs" / "search" / "result.json").read_text())["mesh"]["sample"] == 4
+    assert outputs == [("result of process 0\n", ""), ("", "")]
+
+
+def test_a_process_reads_its_rows_of_a_batch(found):
+    assert [each["sizes"] for each in found[0]] == [{TRAIN.batch_size // 2}] * 2
+
+
+@pytest.mark.parametrize("lost", [pytest.param(0, marks=pytest.mark.slow), 1])
+def test_a_process_ends_when_the_other_is_lost(lost, tmp_path):
+    with pair("-m", "nasi_jax", *FLAGS, "--out", tmp_path / "run") as processes:
+        for line in processes[0].stderr:
+            if line.startswith("searching"):
+                break
+        begun = time.monotonic()
+        processes[lost].kill()
+        left = processes[1 - lost]
+        _, error = left.communicate(timeout=60)
+        assert time.monotonic() - begun < 60
+        assert left.returncode not in (0, None)
+        lines = [line for line in error.splitlines() if not line.startswith("searching  ")]
+        assert len(lines) == 1 and re.match("nasi: error: .*another", lines[0]), error
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--process-id 0", "--coordinator, --num-processes and --process-id go together"),
+        ("--num-processes 2", "--coordinator, --num-processes and --process-id go together"),
+        ("--coordinator here:1 --num-processes 2", "and --process-id go together"),
+        ("--coordinator here --num-processes 2 --process-id 0", "must be HOST:PORT, got 'here'"),
+        ("--coordinator here:0 --num-processes 2 --process-id 0", "must be HOST:PORT, got"),
+        ("--coordinator here:1 --num-processes 0 --process-id 0", "must be at least 1, got 0"),
+        ("--coordinator here:1 --num-processes 2 --process-id 2", "must be from 0 to 1, one less"),
+        ("--coordinator here:1 --num-processes 2 --process-id -1", "must be from 0 to 1, one less"),
+        ("--distributed --process-id 0", "--distributed finds out --coordinator"),
+    ],
+)
+def test_wrong_flags_are_refused(flags, message, tmp_path, capsys):
+    with pytest.raises(SystemExit) as caught:
+        cli.main([*FLAGS, "--out", str(tmp_path / "run"), *flags.split()])
+    assert caught.value.code == 2
+    out, error = capsys.readouterr()
+    assert out == "" and error.count("\n") == 1 and message in error
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_first_process_that_is_not_reached_is_told_of(monkeypatch, capsys):
+    monkeypatch.setattr(hosts, "_SECONDS_TO_MEET", 0.3)
+    address = f"127.0.0.1:{free_port()}"
+    flags = ["--coordinator", address, "--num-processes", "2", "--process-id", "1"]
+    with pytest.raises(SystemExit) as caught:
+        cli.main([*FLAGS, *flags])
+    assert caught.value.code == 2
+    message = f"nasi: error: the first process was not reached at {address} within 0.3 s: "
+    error = capsys.readouterr().err
+    assert error.startswith(message) and error.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_there_has_to_be_a_cluster_to_detect(tmp_path):
+    process = start("-m", "nasi_jax", *FLAGS, "--distributed", "--out", tmp_path / "run")
+    out, error = process.communicate()
+    assert process.returncode == 2 and out == ""
+    assert error.startswith("nasi: error: cannot run with other processes: JAX knows of no cluster")
+    assert error.count("\n") == 1
+
+
+def test_a_mesh_has_the_devices_of_all_processes(monkeypatch):
+    """Also where there is less to do."""
+    monkeypatch.setattr(hosts, "are_several", lambda: True)
+    monkeypatch.setattr(jax, "devices", lambda: [*jax.local_devices(), *jax.local_devices()])
+    with pytest.raises(ValueError) as caught:
+        device_mesh(sample=1)
+    assert_one_line(caught, "must have all their 2 devices, got data=1,sample=1")
