@@ -109,6 +109,8 @@ def _reach(host: str, port: int) -> None:
 
 def _start(connect: Callable[..., None]) -> None:
     _filter_native_output()
+    # It would have SIGTERM do nothing, and log where a process is lost.
+    jax.config.update("jax_enable_preemption_service", False)
     try:
         connect(
             initialization_timeout=_SECONDS_TO_MEET, heartbeat_timeout_seconds=_SECONDS_OF_SILENCE
