@@ -79,6 +79,7 @@ INSIDES = {
         "jax.interpreters",
     },
     "devices/deviceless.py": {"jax.experimental"},
+    "devices/hosts.py": {"jax.experimental"},
     "kernels/independence.py": {"jax.core"},
     "kernels/interpreter.py": {"jax.extend.core"},
     "kernels/neural_tangents.py": {"jax.core", "jax.extend", "jax.interpreters"},

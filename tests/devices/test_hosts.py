@@ -16,6 +16,8 @@ import textwrap
 import threading
 import time
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import jax
 import numpy as np
@@ -39,14 +41,18 @@ from nasi_jax.devices import hosts
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
+SEARCH = SearchConfig(**IN_TOY, variant="nasi-fix", steps=8)
+OF_FEW: dict[str, Any] = {"ops": ("skip_connect", "avg_pool_3x3", "none"), "norm": "none"}
 CASES = {
-    "search": Case(
-        SearchConfig(**IN_TOY, variant="nasi-fix", steps=6), ({"data": 2, "sample": 2},)
-    ),
-    "score": Case(ScoreConfig(**IN_TOY, **SCORES, num_archs=3), ({"sample": 4},)),
-    "train": Case(TRAIN, ({"data": 4},)),
+    "search": Case(SEARCH, ()),
+    "score": Case(ScoreConfig(**IN_TOY, **SCORES, num_archs=8), ()),
+    "train": Case(TRAIN, ()),
 }
-"""Each with the mesh that the two processes have besides the one that they take by themselves."""
+SLOW = {
+    "search over both axes": Case(SEARCH, ({"data": 2, "sample": 2},)),
+    "search of nasbench201": Case(SearchConfig(**SIZES, **OF_FEW, batch_size=4, steps=8), ()),
+}
+"""Each with the mesh of the processes, or the one that they take by themselves."""
 
 FLAGS = shlex.split(
     "search --space toy:Chains --norm none --init-channels 2 --num-cells 1 --image-size 8 "
@@ -121,75 +127,86 @@ def writes_below(folder):
     return made
 
 
-def ran(out):
-    """What each case finds by mesh, going on after a stop; the rows read, and the files made."""
+def ran(cases, out):
+    """What each case finds that was stopped and goes on; the rows read, and the files made."""
     read, sizes = runs.train._Sets.read, []
 
     def counted(self, dataset, indices):
         sizes.append(len(indices))
         return read(self, dataset, indices)
 
-    runs.train._Sets.read = counted
     made, found = writes_below(out), {}
-    with in_float64():
-        for name, case in CASES.items():
-            each = found[name] = {}
-            each["default"] = run_command(case, out / name)
-            for axes in case.meshes:
-                place = out / f"{name} {axes}"
-                with pytest.raises(Stopped):
-                    run_command(case, place, mesh=device_mesh(**axes), on_progress=stopper())
-                each[str(axes)] = run_command(case, place, mesh=device_mesh(**axes), resume=True)
+    with in_float64(), mock.patch.object(runs.train._Sets, "read", counted):
+        for name, case in cases.items():
+            mesh = device_mesh(**case.meshes[0]) if case.meshes else None
+            with pytest.raises(Stopped):
+                run_command(case, out / name, mesh=mesh, on_progress=stopper())
+            found[name] = run_command(case, out / name, mesh=mesh, resume=True)
     return {"found": found, "made": made, "sizes": set(sizes)}
 
 
 SCRIPT = """
     import pickle, sys
     from pathlib import Path
+from typing import Any
+from unittest import mock
 
     import jax
     import test_hosts as test
     from nasi_jax.devices import hosts
 
-    out, numbers = Path(sys.argv[1]), sys.argv[2:]
-    hosts.initialize(numbers[1], int(numbers[3]), int(numbers[5]))
+    out, cases, flags = Path(sys.argv[1]), sys.argv[2], sys.argv[3:]
+    hosts.initialize(flags[1], int(flags[3]), int(flags[5]))
     print("result of process", jax.process_index())
-    found = {"devices": len(jax.devices()), **test.ran(out / "runs")}
+    found = {"devices": len(jax.devices()), **test.ran(getattr(test, cases), out / "runs")}
     (out / f"found-{jax.process_index()}").write_bytes(pickle.dumps(found))
     hosts.leave()
 """
 
 
-@pytest.fixture(scope="module")
-def found(tmp_path_factory):
+def by_two_and_one(cases, out):
     """What is found by each of two processes, with what they told, and by one."""
-    out = tmp_path_factory.mktemp("found")
-    with pair("-c", textwrap.dedent(SCRIPT), out) as processes:
+    with pair("-c", textwrap.dedent(SCRIPT), out, cases) as processes:
         outputs = told(processes)
     assert [process.returncode for process in processes] == [0, 0], outputs
     both = [pickle.loads((out / f"found-{number}").read_bytes()) for number in range(2)]
     with in_float64():
         one = {
             name: run_command(case, out / f"one {name}", mesh=device_mesh())
-            for name, case in CASES.items()
+            for name, case in globals()[cases].items()
         }
-    return both, outputs, one, out
+    return both, outputs, one
+
+
+def assert_as_one(both, expected, name):
+    assert np.all(np.isfinite(expected.numbers))
+    for each in both:
+        assert each["devices"] == 4
+        assert each["found"][name].texts == expected.texts
+        assert relative_error(each["found"][name].numbers, expected.numbers) < 1e-9
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    out = tmp_path_factory.mktemp("found")
+    return *by_two_and_one("CASES", out), out
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_two_processes_find_what_one_does(found, name):
     both, _, one, _ = found
-    expected = one[name]
-    assert np.all(np.isfinite(expected.numbers))
-    for each in both:
-        assert each["devices"] == 4
-        for mesh, result in each["found"][name].items():
-            assert result.texts == expected.texts, mesh
-            assert relative_error(result.numbers, expected.numbers) < 1e-9, mesh
+    assert_as_one(both, one[name], name)
+
+
+@pytest.mark.slow
+def test_two_processes_in_other_cases(tmp_path):
+    both, _, one = by_two_and_one("SLOW", tmp_path)
+    for name in SLOW:
+        assert_as_one(both, one[name], name)
 
 
 def test_they_take_all_devices(found):
-    meshes = {name: each["default"].mesh for name, each in found[0][0]["found"].items()}
+    meshes = {name: result.mesh for name, result in found[0][0]["found"].items()}
     along = {"data": 1, "sample": 4}
     assert meshes == {"search": along, "score": along, "train": {"data": 4, "sample": 1}}
 

@@ -389,7 +389,7 @@ def test_more_devices_than_there_are_are_refused(axes):
     with pytest.raises(ValueError) as caught:
         device_mesh(**axes)
     found = ",".join(f"{name}={axes.get(name, 1)}" for name in ("data", "sample"))
-    assert_one_line(caught, "at most 1, the local devices (cpu 0), got " + found)
+    assert_one_line(caught, "at most 1, the devices (cpu 0), got " + found)
 
 
 def test_other_meshes_are_refused():
