@@ -186,13 +186,10 @@ def difference(verb: str, found: Left, unbroken: Left, *, exact: bool) -> float:
             raise ValueError(f"{name} is {found.record.get(name)}, not {unbroken.record[name]}")
     if exact and found.columns != unbroken.columns:
         raise ValueError(f"{FILES[verb][1]} is another")
-    pairs = [
-        *zip(found.arrays, unbroken.arrays, strict=True),
-        *(
-            (np.array(each.columns[name], float) for each in (found, unbroken))
-            for name in NUMBERS[verb]
-        ),
-    ]
+    pairs = list(zip(found.arrays, unbroken.arrays, strict=True))
+    for name in NUMBERS[verb]:
+        mine, theirs = (np.array(each.columns[name], float) for each in (found, unbroken))
+        pairs.append((mine, theirs))
     largest = max(relative(mine, theirs) for mine, theirs in pairs)
     if largest > (0 if exact else TOLERANCE):
         raise ValueError(f"a relative difference of {largest:.2g}")
