@@ -581,9 +581,12 @@ class _Planned(Compiling):
     device_memory: str | None = None
     """Its memory, such as 80GB or 16GiB: says what fits, and compiles a few programs more to find
     the largest batch and number of samples that do. What the device at hand tells if not given."""
+    num_devices: int = 1
+    """How many such devices share the run, each with samples, architectures or a part of a training
+    batch of its own. What they send one another is not counted."""
     vary: tuple[str, ...] = ()
     """Other values of settings to plan too, one at a time, such as batch_size=128,256
-    num_cells=8,20."""
+    num_cells=8,20 num_devices=2,4,8."""
     num_classes: int | None = None
     """Classes of images that are not on this machine. Need not be given for digits, gaussian,
     cifar10, cifar100 and imagenet2012."""
@@ -618,6 +621,7 @@ class _Planned(Compiling):
             cache.turn_off()
         known = None if None in given else cast(tuple[int, int], given)
         job = self.job(lambda config: runs.plan.image_set(config, known))
+        job = job.altered({"num_devices": self.num_devices})
         result = runs.plan.plan(job, device, memory=memory, vary=vary, on_compile=_say_planned)
         if self.out is not None:
             text = files.json_text(result)

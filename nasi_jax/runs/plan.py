@@ -159,11 +159,23 @@ class Job:
         call.
       images: what it sees.
       genotype: what a training trains.
+      num_devices: how many share it, as they do without a mesh. Each takes samples or cells of its
+        own, or its part of a batch to train on; what devices send one another is not counted.
     """
 
     config: ResolvedSearch | ScoreConfig | TrainConfig
     images: ImageSet
     genotype: Genotype | None = None
+    num_devices: int = 1
+
+    def __post_init__(self) -> None:
+        if self.num_devices < 1:
+            raise ValueError(f"num_devices must be at least 1, got {self.num_devices}")
+        if isinstance(self.config, TrainConfig) and self.config.batch_size % self.num_devices:
+            raise ValueError(
+                f"batch_size must be a multiple of the {self.num_devices} devices, "
+                f"got {self.config.batch_size}"
+            )
 
     @property
     def verb(self) -> str:
@@ -172,14 +184,15 @@ class Job:
         return kinds[type(self.config)]
 
     def program(self) -> Program:
-        """What the command computes over and over."""
+        """What each device computes over and over."""
         config, images = self.config, self.images
         if isinstance(config, TrainConfig):
             assert self.genotype is not None
             # Their statistics are constants of the program, whatever they are but 0 and 1.
             statistics = np.full(3, 128, np.float32), np.full(3, 64, np.float32)
             shown = Images(images.num_classes, images.num_examples, 255.0, *statistics)
-            return train_step(self.genotype, config, shown, images.dtype)
+            part = dataclasses.replace(config, batch_size=config.batch_size // self.num_devices)
+            return train_step(self.genotype, part, shown, images.dtype)
         if isinstance(config, ResolvedSearch):
             return search_step(config, images.num_classes)
         return score_call(config, proxies_of(config, config.proxies), images.num_classes)
@@ -190,24 +203,27 @@ class Job:
         if isinstance(config, TrainConfig):
             return config.epochs * (self.images.num_examples // config.batch_size)
         if isinstance(config, ResolvedSearch):
-            return math.ceil(config.steps / config.samples_per_step)
+            return math.ceil(config.steps / (config.samples_per_step * self.num_devices))
         num_archs = config.num_archs if config.genotypes is None else len(genotypes_of(config))
-        return config.seeds * math.ceil(num_archs / config.archs_per_call)
+        return config.seeds * math.ceil(num_archs / (config.archs_per_call * self.num_devices))
 
     def altered(self, changes: Mapping[str, Any]) -> Job:
-        """The same with other settings.
+        """The same with other settings, or another number of devices.
 
         Raises:
           ValueError: for an unknown one, or a value that is not accepted.
         """
-        config = dataclasses.replace(cast(Any, self.config), **changes)
-        return dataclasses.replace(self, config=config)
+        settings = {name: value for name, value in changes.items() if name != "num_devices"}
+        config = dataclasses.replace(cast(Any, self.config), **settings)
+        number = changes.get("num_devices", self.num_devices)
+        return dataclasses.replace(self, config=config, num_devices=number)
 
     def bounds(self, setting: str) -> tuple[int, int]:
         """What the values of a setting have to be multiples of, and the largest one."""
         config = self.config
         if setting == "batch_size":
             parts = getattr(config, "micro_batches", 1) * (getattr(config, "norm_group", 0) or 1)
+            parts *= self.num_devices if isinstance(config, TrainConfig) else 1
             return parts, self.images.num_examples // parts * parts
         return 1, min(1000, self.altered({setting: 1}).calls())
 
@@ -337,6 +353,7 @@ def plan(
     return {
         "command": job.verb,
         "config": configuration.to_dict(job.config),
+        "num_devices": job.num_devices,
         "images": {"num_classes": job.images.num_classes, "num_examples": job.images.num_examples},
         "platform": device.platform,
         "device_kind": device.kind,
@@ -351,8 +368,10 @@ def plan(
 
 def _differences(changed: Job, job: Job) -> dict[str, Any]:
     """The settings that differ, by name."""
-    before = configuration.to_dict(job.config)
-    after = configuration.to_dict(changed.config)
+    before, after = (
+        {**configuration.to_dict(each.config), "num_devices": each.num_devices}
+        for each in (job, changed)
+    )
     return {name: value for name, value in after.items() if value != before[name]}
 
 

@@ -85,6 +85,34 @@ def test_calls_of_a_run():
     assert JOBS["score"].altered({"archs_per_call": 2, "seeds": 4}).calls() == 8
 
 
+def test_devices_share_the_samples_of_a_search_and_the_batch_of_a_training():
+    search, training = (
+        plan(JOBS[verb], GPU, vary={"num_devices": [3]}) for verb in ("search", "train")
+    )
+    one, three = search["rows"]
+    assert three["changes"] == {"num_devices": 3} and one["program"] == three["program"]
+    assert (one["calls"], three["calls"]) == (5, 2)
+    one, three = training["rows"]
+    assert one["calls"] == three["calls"]
+    part = JOBS["train"].altered({"batch_size": 100})
+    assert plan(part, GPU)["rows"][0]["program"] == three["program"] != one["program"]
+    assert JOBS["score"].altered({"archs_per_call": 1, "num_devices": 2}).calls() == 2
+    assert JOBS["train"].altered({"num_devices": 4}).bounds("batch_size") == (4, 1500)
+
+
+@pytest.mark.parametrize(
+    ("verb", "number", "message"),
+    [
+        ("search", 0, "num_devices must be at least 1, got 0"),
+        ("train", 7, "batch_size must be a multiple of the 7 devices, got 300"),
+    ],
+)
+def test_devices_that_cannot_share_are_refused(verb, number, message):
+    with pytest.raises(ValueError) as caught:
+        plan(JOBS[verb], GPU, vary={"num_devices": [number]})
+    assert_one_line(caught, message)
+
+
 def test_the_largest_batch_fits_and_the_next_does_not():
     job = JOBS["search"]
     sizes = plan(job, GPU, vary={"batch_size": [13, 14]})["rows"]

@@ -148,7 +148,7 @@ def test_a_run_killed_in_a_later_seed_goes_on(tmp_path, monkeypatch):
 def test_several_architectures_in_a_call(finished, tmp_path, monkeypatch):
     """Wherever the run goes on, and where fewer are left than a call takes."""
     monkeypatch.setattr(runs.score, "_SECONDS_BETWEEN_WRITES", 0.0)
-    config, done = dataclasses.replace(CONFIG, archs_per_call=4), []
+    config, done = dataclasses.replace(CONFIG, archs_per_call=4, proxies=("grad_norm",)), []
 
     def stop(progress):
         if progress.stage == "scoring":
@@ -165,8 +165,8 @@ def test_several_architectures_in_a_call(finished, tmp_path, monkeypatch):
     runs.score.score(config, tmp_path / "unbroken.csv")
     assert without_seconds(out) == without_seconds(tmp_path / "unbroken.csv")
     assert scores.genotypes == finished[1].genotypes
-    for name, values in finished[1].values.items():
-        np.testing.assert_allclose(scores.values[name], values, rtol=1e-5)
+    for name, values in scores.values.items():
+        np.testing.assert_allclose(values, finished[1].values[name], rtol=1e-5)
 
 
 @pytest.mark.parametrize(("memory", "expected"), [(0.7, [2, 3]), (2, [3])])
