@@ -664,7 +664,7 @@ def test_compare(tmp_path, capsys):
         ("score --mesh 8", "a mesh must be data=N, sample=N, or data=N,sample=N, got '8'"),
         (
             "select --mesh sample=1000",
-            "at most 1, the local devices (cpu 0), got data=1,sample=1000",
+            "at most 1, the devices (cpu 0), got data=1,sample=1000",
         ),
         ("score --space nasbench", "unknown space 'nasbench'; known: darts, "),
         ("select --proxies accuracy", "unknown proxy 'accuracy'; known: batch_gradient, "),

@@ -112,6 +112,10 @@ class RunDirectories(RuleBasedStateMachine):
                 config, self.folder / "scores.csv", on_progress=fault.on_progress, **options
             )
 
+    def files(self):
+        """What the files hold; settings are written again, as they were, by who resumes."""
+        return {path: content for path, (content, _) in snapshot(self.folder).items()}
+
     def rows(self):
         path = self.folder / "scores.csv"
         lines = csv.DictReader(path.read_text().splitlines()) if path.exists() else []
@@ -125,7 +129,7 @@ class RunDirectories(RuleBasedStateMachine):
     def start(self, seed, options, fault):
         self.count()
         fault = fault or Fault("none", 0)
-        before, kept = snapshot(self.folder), [] if self.spoilt else self.rows()
+        before, kept = self.files(), [] if self.spoilt else self.rows()
         there = any((self.folder / name).exists() for name in NAMES)
         try:
             self.run(seed, options, fault)
@@ -134,7 +138,7 @@ class RunDirectories(RuleBasedStateMachine):
             resumes = "resume" in options
             assert there and "overwrite" not in options
             assert not resumes or self.spoilt or seed != self.seed
-            assert snapshot(self.folder) == before
+            assert self.files() == before
             return
         except (OSError, Stopped):
             assert fault.happened
@@ -152,13 +156,13 @@ class RunDirectories(RuleBasedStateMachine):
     @rule(seed=st.sampled_from((1, 2)), options=OPTIONS)
     def start_while_another_runs(self, seed, options):
         self.count()
-        before = snapshot(self.folder)
+        before = self.files()
         with (
             FileLock(self.folder / ".scores.csv.lock"),
             pytest.raises(ValueError, match="is in use by another scoring"),
         ):
             self.run(seed, options, Fault("none", 0))
-        assert snapshot(self.folder) == before
+        assert self.files() == before
 
     @precondition(lambda self: any((self.folder / name).exists() for name in NAMES))
     @rule(
