@@ -172,6 +172,8 @@ def rows_of(sharding: NamedSharding, size: int) -> np.ndarray:
 
 def spread(tree: _T, sharding: NamedSharding, size: int) -> _T:
     """Arrays of so many rows, of which this process has those that `rows_of` names."""
+    if not hosts.are_several():
+        return jax.device_put(tree, sharding)
     here = rows_of(sharding, size)
 
     def whole(leaf: np.ndarray) -> jax.Array:
