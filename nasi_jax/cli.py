@@ -712,13 +712,13 @@ def _print_plan(result: Mapping[str, Any]) -> None:
     timed = result["rows"][0]["seconds"] is not None
     table = Table(title=f"nasi {result['command']} on {result['device_kind']}")
     parts = ("arguments", "temporaries", "program")
-    columns = ("", *parts, "peak", *(["a call", "the run"] if timed else []))
+    columns = ("", *parts, "peak", "calls", *(["a call", "the run"] if timed else []))
     for column in (*columns, *(["fits"] if usable else [])):
         table.add_column(column, justify="right" if column else "left")
     for row in result["rows"]:
         program = row["program"]
         sizes = (program["arguments"], program["temporaries"], program["total"], row["peak_bytes"])
-        cells = [_settings(row["changes"]), *map(words, sizes)]
+        cells = [_settings(row["changes"]), *map(words, sizes), f"{row['calls']:,}"]
         if timed:
             cells += [f"{row['seconds_of_call']:.2g} s", _duration(row["seconds"])]
         if usable:
@@ -727,7 +727,7 @@ def _print_plan(result: Mapping[str, Any]) -> None:
     Console(width=None if sys.stdout.isatty() else 140).print(table)
     first = result["rows"][0]
     work = first["program"]["work"]
-    print(f"{first['calls']} calls of {work['launches']:,} launches each; {result['time']}")
+    print(f"{work['launches']:,} launches a call; {result['time']}")
     if usable:
         print(f"{words(usable)} of {words(result['device_memory'])} are there for a run")
     for name, (fits, fails) in result["largest"].items():

@@ -40,7 +40,7 @@ def test_a_plan_is_printed_and_written(verb, tmp_path, capsys):
     result = json.loads(out.read_text())
     assert result["command"] == verb and result["config"]["space"] == "toy:Chains"
     assert [row["changes"] for row in result["rows"]] == [{}, {"batch_size": 8}]
-    assert f"nasi {verb} on cpu" in text and "temporaries" in text and "the run" in text
+    assert f"nasi {verb} on cpu" in text and "temporaries" in text and "calls" in text
     assert result["time"] in text and f"wrote {out}" in text
     assert not (tmp_path / "runs").exists()
 
