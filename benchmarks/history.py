@@ -111,7 +111,8 @@ def main() -> None:
                 f"| {' '.join((panel.script, panel.arguments)).strip()}: {panel.metric} "
                 f"| {', '.join(where)} | {len(records)} "
                 f"| {records[-1]['value']:.4g} {panel.unit}, {records[-1]['commit']} "
-                f"| {percent:+.0f} % | {'worse' if worse else ''} |"
+                f"| {'' if math.isnan(percent) else f'{percent:+.0f} %'} "
+                f"| {'worse' if worse else ''} |"
             )
     config.out.parent.mkdir(parents=True, exist_ok=True)
     save(draw(found), config.out)
