@@ -39,7 +39,8 @@ def _read(name: str, part: str) -> Examples:
     if not zipfile.is_zipfile(path):
         raise ValueError(f"{name} must be an npz archive as numpy.savez writes it, and is not")
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        # Opened here: of a damaged archive numpy leaves the file open.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             keys = archive.files
             wanted = [info for info in archive.zip.infolist() if info.filename[:-4] in (x, y)]
             most = most_unpacked(path.stat().st_size)
