@@ -11,8 +11,7 @@ another number of devices, of 1 or 2 that the CPU is parted into. On the same de
 must be those of the unbroken run, bit for bit; on others within 1e-5 of it in norm, with the same
 genotype. Every step is kept, so that there is something to resume at any moment. Keeps a row a
 trial in trials.csv, and goes on after the rows that are there: of other settings, name another
-directory. Ends with status 1 if a
-trial failed.
+directory. Ends with status 1 if a trial failed.
 """
 
 from __future__ import annotations

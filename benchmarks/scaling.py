@@ -1,7 +1,7 @@
 """What a chip of a TPU slice computes and moves as the slice grows, without a chip.
 
 Command:   pip install 'nasi-jax[aot-tpu]' && JAX_OPTIMIZATION_LEVEL=O1 python benchmarks/scaling.py
-Time:      an hour on two CPU cores; minutes with --smoke
+Time:      minutes a training, and the others with --smoke; more than that has not been compiled
 Expected:  per chip the work of one with more samples or cells, and a part of it of one batch
 
 The programs that `nasi search`, `nasi score` and `nasi train` call over and over are compiled for
@@ -31,23 +31,21 @@ if "jax" not in sys.modules:
 import jax
 import jax.numpy as jnp
 import tyro
-from compile_for import NASBENCH201_CELL, NUM_CLASSES, SMALLEST
+from compile_for import NUM_CLASSES, SMALLEST, recipe_step
 from jax.experimental import topologies
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from measuring import write_record
 
 from nasi_jax import SearchConfig
-from nasi_jax.cells import parse_genotype
 from nasi_jax.config import ScoreConfig, SelectConfig
 from nasi_jax.devices import cache, deviceless
 from nasi_jax.devices.footprint import Footprint, footprint_of
 from nasi_jax.devices.launches import Traffic, traffic
-from nasi_jax.devices.mesh import DATA, SAMPLE, everywhere, over_samples
-from nasi_jax.runs.plan import Program, score_call, search_step, train_step
+from nasi_jax.devices.mesh import DATA, SAMPLE, everywhere, mesh_of, over_samples
+from nasi_jax.runs.plan import Program, score_call, search_step, several
 from nasi_jax.runs.score import proxies_of, together
 from nasi_jax.runs.search import build
 from nasi_jax.training.recipes import RECIPES
-from nasi_jax.training.trainer import Images
 
 RATES = {"bfloat16": 197e12 / 2, "float32": 197e12 / 2 / 6}
 """Multiply-adds a second of a v5e, as published; a float32 product takes six passes of bfloat16."""
@@ -80,24 +78,20 @@ class Spread(NamedTuple):
     Attributes:
       program: what is compiled.
       axes: of each argument, what its first axes are spread over.
-      axis: of the mesh, along which all chips are.
-      shared: whether the chips share the work of one, or each has its own.
     """
 
     program: Program
     axes: tuple[tuple[str, ...], ...]
-    axis: str
-    shared: bool
 
 
-def search(config: Config, mesh: Mesh, *, axis: str) -> Spread:
+def search(config: Config, mesh: Mesh) -> Spread:
     """Steps of a search in NAS-Bench-201: one for each chip, or one that all share."""
     smallest = SMALLEST["nasbench201"] if config.smoke else {}
     settings = SearchConfig(batch_size=16 if config.smoke else 64).resolved()
     resolved = replace(settings, **smallest)
     step = search_step(resolved, NUM_CLASSES)
     key, state, batch = step.arguments
-    keys, batches = stacked(mesh.shape[SAMPLE], (key, batch))
+    keys, batches = several(mesh.shape[SAMPLE], (key, batch))
     _, algorithm = build(resolved, NUM_CLASSES)
     function = jax.jit(
         functools.partial(algorithm.steps, mesh=mesh),
@@ -106,7 +100,7 @@ def search(config: Config, mesh: Mesh, *, axis: str) -> Spread:
     )
     arguments = (keys, state, batches, jax.ShapeDtypeStruct((), jnp.int32))
     program = Program(function, arguments, step.matmul_precision)
-    return Spread(program, ((SAMPLE,), (), (SAMPLE, DATA), ()), axis, axis == DATA)
+    return Spread(program, ((SAMPLE,), (), (SAMPLE, DATA), ()))
 
 
 def score(config: Config, mesh: Mesh) -> Spread:
@@ -116,10 +110,10 @@ def score(config: Config, mesh: Mesh) -> Spread:
     names = ("naswot",) if config.smoke else SelectConfig().proxies
     one = score_call(settings, proxies_of(settings, names), NUM_CLASSES)
     key, params, weights, batch = one.arguments
-    arguments = (key, params, stacked(mesh.shape[SAMPLE], weights), batch)
+    arguments = (key, params, several(mesh.shape[SAMPLE], weights), batch)
     function = over_samples(one.function, together(one.function), mesh, (None, None, 0, None))
     program = Program(jax.jit(function), arguments, one.matmul_precision)
-    return Spread(program, ((), (), (SAMPLE,), ()), SAMPLE, shared=False)
+    return Spread(program, ((), (), (SAMPLE,), ()))
 
 
 def train(config: Config, mesh: Mesh) -> Spread:
@@ -127,35 +121,26 @@ def train(config: Config, mesh: Mesh) -> Spread:
     recipe = RECIPES["nasbench201"]
     if config.smoke:
         recipe = replace(recipe, num_cells=1, batch_size=32)
-    mean, deviation = jnp.full(3, 128.0), jnp.full(3, 64.0)
-    images = Images(NUM_CLASSES, 50_000, 255.0, *jax.device_get((mean, deviation)))
-    step = train_step(parse_genotype(NASBENCH201_CELL), recipe, images)
+    step = recipe_step(recipe)
     function = jax.jit(
         lambda *arguments: step.function(*arguments),
         donate_argnums=1,
         out_shardings=everywhere(mesh),
     )
     program = Program(function, step.arguments, step.matmul_precision)
-    return Spread(program, ((), (), (DATA,), (DATA,)), DATA, shared=True)
+    return Spread(program, ((), (), (DATA,), (DATA,)))
 
 
 PROGRAMS: dict[str, tuple[str, Callable[[Config, Mesh], Spread]]] = {
-    "search": (SAMPLE, functools.partial(search, axis=SAMPLE)),
-    "search-data": (DATA, functools.partial(search, axis=DATA)),
+    "search": (SAMPLE, search),
+    "search-data": (DATA, search),
     "score": (SAMPLE, score),
     "train": (DATA, train),
 }
 """By name: the axis that all chips are along, and the program for a mesh."""
 
 
-def stacked(number: int, shapes: Any) -> Any:
-    """The shapes of so many, one for each."""
-    return jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct((number, *leaf.shape), leaf.dtype), shapes
-    )
-
-
-def mesh_of(chips: int, axis: str) -> Mesh:
+def chips_along(axis: str, chips: int) -> Mesh:
     """A mesh of all chips of a v5e slice that is not there, or of one chip.
 
     Raises:
@@ -163,12 +148,7 @@ def mesh_of(chips: int, axis: str) -> Mesh:
     """
     deviceless.device_of("v5e")  # says what to install
     topology = topologies.get_topology_desc(platform="tpu", topology_name=SLICES[chips])
-    return jax.make_mesh(
-        tuple(chips if name == axis else 1 for name in (SAMPLE, DATA)),
-        (SAMPLE, DATA),
-        axis_types=(AxisType.Auto, AxisType.Auto),
-        devices=topology.devices[:chips],
-    )
+    return mesh_of(topology.devices[:chips], **{DATA: 1, SAMPLE: 1, axis: chips})
 
 
 class Costs(NamedTuple):
@@ -214,22 +194,22 @@ def main() -> None:
     print("| --- | --- | --- | --- | --- | --- | --- |")
     for name in names:
         axis, make = PROGRAMS[name]
-        first = None
+        shared, first = axis == DATA, None  # else each chip has work of its own
         for chips in config.chips:
-            mesh = mesh_of(chips, axis)
+            mesh = chips_along(axis, chips)
             with deviceless.chosen_as_for("v5e"):
                 spread = make(config, mesh)
                 precision = spread.program.matmul_precision
                 with jax.default_matmul_precision(precision):
                     costs = costs_of(spread, mesh)
             own, others = seconds_of(costs, precision)
-            first = first or (own + others) * (chips if spread.shared else 1)
-            efficiency = first / (own + others) / (chips if spread.shared else 1)
+            first = first or (own + others) * (chips if shared else 1)
+            efficiency = first / (own + others) / (chips if shared else 1)
             collective = sum(costs.traffic.collectives.values())
             record = {
                 "program": name,
                 "chips": chips,
-                "shared": spread.shared,
+                "shared": shared,
                 "precision": precision,
                 "efficiency": efficiency,
                 "seconds": {"own": own, "collectives": others},

@@ -24,7 +24,7 @@ _TRIPS = re.compile(r'"?known_trip_count"?:\{"n":"(\d+)"')
 _SOURCE = re.compile(r'op_name="([^"]*)"')
 _LIBRARY_CALL = re.compile(r'custom_call_target="([^"]+)"')
 _ARRAY = re.compile(r"\w+\[([\d,]*)\]")
-_TYPED_ARRAY = re.compile(r"([a-z]+)(\d*)\w*\[([\d,]*)\]")
+_TYPED_ARRAY = re.compile(r"[a-z]+(\d*)\w*\[([\d,]*)\]")
 _OPERAND = re.compile(r"%?([\w.\-]+)[,)]")
 _CONTRACTED = re.compile(r"lhs_contracting_dims=\{([\d,]*)\}")
 _KERNEL_DIMENSIONS = re.compile(r"dim_labels=\w+_(\w+)->")
@@ -96,7 +96,6 @@ class Work(NamedTuple):
 
 
 class _Instruction(NamedTuple):
-    name: str
     kind: str
     opcode: str
     text: str
@@ -133,7 +132,8 @@ _COLLECTIVES = (
     *("collective-permute", "collective-broadcast", "ragged-all-to-all"),
 )
 
-_Computation = list[_Instruction]
+_Computation = dict[str, _Instruction]
+"""Instructions by name, in order."""
 
 
 _Found = tuple[Counter[str], list[Loop]]
@@ -178,7 +178,7 @@ def work(text: str) -> Work:
         found = [(instruction, around)]
         if instruction.opcode == "fusion":
             inside = computations[_called(instruction.text, "calls")]
-            found = [(each, inside) for each in inside if each.opcode not in _FREE]
+            found = [(each, inside) for each in inside.values() if each.opcode not in _FREE]
         products = sum(_multiply_adds(*each) for each in found)
         numbers = max((_numbers(*each) for each in found), default=0)
         return Counter(launches=1, multiply_adds=products, numbers=numbers)
@@ -197,17 +197,16 @@ def traffic(text: str) -> Traffic:
       ValueError: if there is no program in the text.
     """
     computations, entry = _parsed(text)
-    kinds = {each.name: each.kind for body in computations.values() for each in body}
 
     def of_launch(instruction: _Instruction, around: _Computation) -> Counter[str]:
         outputs = _bytes(instruction.kind)
+        operands = sum(_bytes(around[name].kind) for name in instruction.operands)
         opcode = instruction.opcode.removesuffix("-start")
         if opcode in _COLLECTIVES:
             # What begins one has its operands among its outputs.
             begun = opcode != instruction.opcode and instruction.kind.startswith("(")
-            operands = sum(_bytes(kinds[name]) for name in instruction.operands)
             return Counter({opcode: max(outputs - operands, 0) if begun else outputs})
-        return Counter(memory=outputs + sum(_bytes(kinds[name]) for name in instruction.operands))
+        return Counter(memory=outputs + operands)
 
     total, _ = _executed(computations, entry, of_launch)
     memory = total.pop("memory", 0)
@@ -218,7 +217,7 @@ def _bytes(kind: str) -> int:
     """Of all arrays of a type; numbers of less than a byte take one."""
     return sum(
         math.prod(int(size) for size in sizes.split(",") if size) * max(int(bits or 8) // 8, 1)
-        for _, bits, sizes in _TYPED_ARRAY.findall(kind)
+        for bits, sizes in _TYPED_ARRAY.findall(kind)
     )
 
 
@@ -246,8 +245,7 @@ def _numbers(instruction: _Instruction, around: _Computation) -> int:
 
 
 def _operand(instruction: _Instruction, index: int, around: _Computation) -> _Instruction:
-    name = instruction.operands[index]
-    return next(each for each in around if each.name == name)
+    return around[instruction.operands[index]]
 
 
 def _executed(
@@ -259,7 +257,7 @@ def _executed(
 
     def of_computation(name: str, entered: int) -> _Found:
         total, loops = Counter[str](), list[Loop]()
-        for instruction in computations[name]:
+        for instruction in computations[name].values():
             opcode, line = instruction.opcode, instruction.text
             if opcode in _FREE or opcode.endswith("-done"):  # or it has been launched already
                 continue
@@ -299,20 +297,20 @@ def sources(text: str) -> dict[str, str]:
     return {named[1]: source[1] for named, source in told if named and source}
 
 
-def _parsed(text: str) -> tuple[dict[str, list[_Instruction]], str]:
+def _parsed(text: str) -> tuple[dict[str, _Computation], str]:
     """The instructions of each computation, and the name of the one that begins."""
-    computations: dict[str, list[_Instruction]] = {}
+    computations: dict[str, _Computation] = {}
     entry, current = "", ""
     for line in text.splitlines():
         if head := _COMPUTATION.match(line):
             current = head[2]
-            computations[current] = []
+            computations[current] = {}
             entry = current if head[1] else entry
         elif line.startswith("}"):
             current = ""
         elif current and (found := _INSTRUCTION.match(line)):
             kind, opcode = _kind_and_opcode(found[2])
-            computations[current].append(_Instruction(found[1], kind, opcode, line))
+            computations[current][found[1]] = _Instruction(kind, opcode, line)
     if not entry:
         raise ValueError(f"there is no compiled program in the text, got {text[:60]!r}")
     return computations, entry

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -48,11 +48,13 @@ def device_mesh(*, data: int = 1, sample: int = 1) -> Mesh:
             f"a mesh must have axes of at least 1 whose product is at most {len(devices)}, the "
             f"devices ({devices[0].platform} {listed}), got data={data},sample={sample}"
         )
+    return mesh_of(devices[: sample * data], data=data, sample=sample)
+
+
+def mesh_of(devices: Sequence[jax.Device], *, data: int, sample: int) -> Mesh:
+    """The mesh of these devices, `data * sample` of them, which need not be there."""
     return jax.make_mesh(
-        (sample, data),
-        _AXES,
-        axis_types=(AxisType.Auto, AxisType.Auto),
-        devices=devices[: sample * data],
+        (sample, data), _AXES, axis_types=(AxisType.Auto, AxisType.Auto), devices=devices
     )
 
 
@@ -168,21 +170,6 @@ def rows_of(sharding: NamedSharding, size: int) -> np.ndarray:
     """Which of so many rows the devices of this process have, in order."""
     shares = sharding.addressable_devices_indices_map((size,)).values()
     return np.unique(np.concatenate([np.arange(size)[share] for share in shares]))
-
-
-def spread(tree: _T, sharding: NamedSharding, size: int) -> _T:
-    """Arrays of so many rows, of which this process has those that `rows_of` names."""
-    if not hosts.are_several():
-        return jax.device_put(tree, sharding)
-    here = rows_of(sharding, size)
-
-    def whole(leaf: np.ndarray) -> jax.Array:
-        def share(index: Any) -> np.ndarray:
-            return leaf[np.searchsorted(here, np.arange(size)[index[0]])]
-
-        return jax.make_array_from_callback((size, *leaf.shape[1:]), sharding, share)
-
-    return jax.tree.map(whole, tree)
 
 
 def over_samples(

@@ -64,7 +64,7 @@ def search_step(config: ResolvedSearch, num_classes: int) -> Program:
     precision, number = config.matmul_precision, config.samples_per_step
     if number == 1:
         return Program(jax.jit(algorithm.step, donate_argnums=1), (key, state, batch), precision)
-    keys, batches = _several(number, (key, batch))
+    keys, batches = several(number, (key, batch))
     count = jax.ShapeDtypeStruct((), jnp.int32)
     steps = jax.jit(algorithm.steps, donate_argnums=1)
     return Program(steps, (keys, state, batches, count), precision, number)
@@ -78,7 +78,7 @@ def score_call(config: Scoring, proxies: Mapping[str, ProxyFn], num_classes: int
     params = jax.eval_shape(draw, key, batch.inputs, weights)
     number = config.archs_per_call
     if number > 1:
-        score, weights = together(score), _several(number, weights)
+        score, weights = together(score), several(number, weights)
     return Program(score, (key, params, weights, batch), config.matmul_precision, number)
 
 
@@ -110,8 +110,8 @@ def _batch(size: int, image_size: int) -> Batch:
     return Batch(images, labels)
 
 
-def _several(number: int, shapes: Any) -> Any:
-    """The shapes of so many stacked."""
+def several(number: int, shapes: Any) -> Any:
+    """The shapes of so many, stacked."""
     return jax.eval_shape(
         lambda tree: jax.tree.map(lambda leaf: jnp.stack(number * [leaf]), tree), shapes
     )

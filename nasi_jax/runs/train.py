@@ -32,7 +32,6 @@ from nasi_jax.devices.mesh import (
     require_only,
     rows_of,
     sizes,
-    spread,
 )
 from nasi_jax.report.curves import draw_curves
 from nasi_jax.report.figures import save
@@ -476,7 +475,13 @@ class _Loop:
         return self.sets.read(train, indices[self.rows])
 
     def _spread(self, rows: _Arrays) -> _Arrays:
-        return spread(rows, self.split, self.config.batch_size)
+        """Batches over all devices, of which this process has the rows of its own."""
+
+        def whole(leaf: np.ndarray) -> jax.Array:
+            shape = (self.config.batch_size, *leaf.shape[1:])
+            return jax.make_array_from_process_local_data(self.split, leaf, shape)
+
+        return jax.tree.map(whole, rows)
 
     def _add(self, totals: np.ndarray, score: Score | None, step: int) -> np.ndarray:
         """Adds the sums of a step, numbered from 1, to those of the epoch."""
