@@ -100,7 +100,8 @@ class RunDirectory:
 
         The folder is made if it is not there, and the settings are in it at once, so that a run
         that is killed early can be resumed. The operating system releases the lock of a killed
-        process. Processes that run together go on when the files are ready to be read.
+        process. Processes that run together go on when the files are ready to be read, and end when
+        all is written.
 
         Args:
           settings: what the run depends on, as JSON.
@@ -113,11 +114,12 @@ class RunDirectory:
             and neither is set, or one of other settings; in the processes that the first one has
             the files for, if they do not see its settings there, or have others.
         """
-        ready = f"the {self.what} in {self.folder} is begun"
+        ready, written = (f"the {self.what} in {self.folder} is {how}" for how in ("begun", "done"))
         if not hosts.is_writer():
             hosts.barrier(ready)
             _check_same(self.settings(), settings, f"{self.what} of the first process")
             yield
+            hosts.barrier(written)
             return
         with self._locked():
             present = [name for name in self.names if (self.folder / name).exists()]
@@ -146,6 +148,7 @@ class RunDirectory:
                 if overwrite or not present:
                     self._remove_settings()
                 raise
+        hosts.barrier(written)
 
     def _remove_settings(self) -> None:
         """Removes what a run wrote that was refused before it had anything to show.

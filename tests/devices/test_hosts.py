@@ -38,6 +38,7 @@ from helpers import assert_one_line, relative_error
 from nasi_jax import cli, device_mesh, runs
 from nasi_jax.config import ScoreConfig, SearchConfig
 from nasi_jax.devices import hosts
+from nasi_jax.storage.directory import RunDirectory
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -129,14 +130,23 @@ def writes_below(folder):
 
 def ran(cases, out):
     """What each case finds that was stopped and goes on; the rows read, and the files made."""
-    read, sizes = runs.train._Sets.read, []
+    read, write, sizes = runs.train._Sets.read, RunDirectory.write, []
 
     def counted(self, dataset, indices):
         sizes.append(len(indices))
         return read(self, dataset, indices)
 
+    def late(self, name, text):
+        if hosts.is_writer():
+            time.sleep(0.2)  # the other process has to wait for the file
+        write(self, name, text)
+
     made, found = writes_below(out), {}
-    with in_float64(), mock.patch.object(runs.train._Sets, "read", counted):
+    with (
+        in_float64(),
+        mock.patch.object(runs.train._Sets, "read", counted),
+        mock.patch.object(RunDirectory, "write", late),
+    ):
         for name, case in cases.items():
             mesh = device_mesh(**case.meshes[0]) if case.meshes else None
             with pytest.raises(Stopped):
