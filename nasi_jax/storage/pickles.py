@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickle
 import re
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import IO, Any, ClassVar
 
 import numpy as np
 
@@ -18,6 +18,9 @@ class Unpickler(pickle.Unpickler):
     """
 
     admitted: ClassVar[Mapping[str, Any]] = {}
+
+    def __init__(self, file: IO[bytes], *, encoding: str = "ASCII") -> None:
+        super().__init__(_Checked(file), encoding=encoding)
 
     def find_class(self, module: str, name: str) -> Any:
         """What a name stands for.
@@ -32,6 +35,47 @@ class Unpickler(pickle.Unpickler):
             f"the pickle asks for {full_name}, which is refused; admitted are "
             f"{', '.join(self.admitted)}"
         )
+
+
+class _Checked:
+    """A file of pickles whose memo is no larger than what was read of it.
+
+    CPython keeps the memo in an array, which is as long as the largest index that the file names:
+    four bytes ask for gigabytes. Without `peek` it reads one operation after another, the code
+    first, so that two calls in a row tell which it is. Of a frame it would read the operations at
+    once, so a frame is read as an empty one with its operations behind it.
+    """
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.file, self.code, self.num_read = file, b"", 0
+
+    def read(self, size: int) -> bytes:
+        content, code = self.file.read(size), self.code
+        self.num_read += len(content)
+        self.code = content if size == 1 else b""
+        if size == 4 and code == pickle.LONG_BINPUT:
+            self._check(int.from_bytes(content, "little"))
+        return bytes(8) if size == 8 and code == pickle.FRAME else content
+
+    def readinto(self, buffer: memoryview) -> int:
+        num_read = self.file.readinto(buffer)  # type: ignore[attr-defined]
+        self.num_read += num_read
+        self.code = b""
+        return num_read
+
+    def readline(self) -> bytes:
+        line, code = self.file.readline(), self.code
+        self.num_read += len(line)
+        self.code = b""
+        if code == pickle.PUT:
+            self._check(int(line))  # as CPython parses it
+        return line
+
+    def _check(self, index: int) -> None:
+        if index > self.num_read:
+            raise pickle.UnpicklingError(
+                f"the pickle names {index} as a place in its memo within {self.num_read} bytes"
+            )
 
 
 class Array:

@@ -420,6 +420,14 @@ SCORES = csv_rows(SCORE_COLUMNS, ("0", official.CELL.replace(",", ""), "5", "0.1
 LISTED = f"{official.CELL}\n\n{official.OTHER}\n".encode()
 MESHES = (b"data=1,sample=1", b"sample=1", b"data=2")
 
+
+def of_pickle(content, wrapped, read):
+    """A reader of pickles in another form, which are spoilt before and after they are wrapped."""
+    before = spoilt.spoilt([content]) | spoilt.pickles()
+    inputs = before.map(wrapped) | spoilt.spoilt([wrapped(content)])
+    return Reader(inputs, read, (wrapped(content),))
+
+
 FILES = {
     "table csv": Reader(spoilt.spoilt(CSV), of_table("t.csv"), CSV),
     "table csv.gz": Reader(
@@ -427,36 +435,11 @@ FILES = {
         of_table("t.csv.gz"),
         (gzip.compress(CSV[1]),),
     ),
-    "table tar": Reader(
-        (spoilt.spoilt([PICKLED_CELL]) | spoilt.pickles()).map(nats_tar)
-        | spoilt.spoilt([nats_tar(PICKLED_CELL)]),
-        of_table("t.tar"),
-        (nats_tar(PICKLED_CELL),),
-    ),
-    "table folder": Reader(
-        (spoilt.spoilt([PICKLED_CELL]) | spoilt.pickles()).map(bz2.compress)
-        | spoilt.spoilt([bz2.compress(PICKLED_CELL)]),
-        member_of_nats,
-        (bz2.compress(PICKLED_CELL),),
-    ),
-    "table pbz2": Reader(
-        (spoilt.spoilt([PBZ2_TABLE]) | spoilt.pickles()).map(bz2.compress)
-        | spoilt.spoilt([bz2.compress(PBZ2_TABLE)]),
-        of_table("t.pbz2"),
-        (bz2.compress(PBZ2_TABLE),),
-    ),
-    "table pth": Reader(
-        (spoilt.spoilt([PICKLED_TABLE]) | spoilt.pickles()).map(legacy_pth)
-        | spoilt.spoilt([legacy_pth(PICKLED_TABLE)]),
-        of_table("t.pth"),
-        (legacy_pth(PICKLED_TABLE),),
-    ),
-    "table zip pth": Reader(
-        (spoilt.spoilt([PICKLED_TABLE]) | spoilt.pickles()).map(zip_pth)
-        | spoilt.spoilt([zip_pth(PICKLED_TABLE)]),
-        of_table("t.pth"),
-        (zip_pth(PICKLED_TABLE),),
-    ),
+    "table tar": of_pickle(PICKLED_CELL, nats_tar, of_table("t.tar")),
+    "table folder": of_pickle(PICKLED_CELL, bz2.compress, member_of_nats),
+    "table pbz2": of_pickle(PBZ2_TABLE, bz2.compress, of_table("t.pbz2")),
+    "table pth": of_pickle(PICKLED_TABLE, legacy_pth, of_table("t.pth")),
+    "table zip pth": of_pickle(PICKLED_TABLE, zip_pth, of_table("t.pth")),
     "table tfrecord": Reader(
         tfrecords() | spoilt.spoilt([of_records(*official.RECORDS)]),
         of_table("t.tfrecord"),
@@ -582,6 +565,10 @@ def equal_rows(number: int) -> bytes:
 
 BYTES_OF_8 = b"\x80\x04\x8e" + struct.pack("<Q", 2**32)
 """A pickle of 4 GiB of bytes, without them."""
+FRAME = b"\x80\x04\x95" + struct.pack("<Q", 7)
+"""What begins a pickle of 7 bytes that are in memory when they are read."""
+FAR = struct.pack("<I", 2**30)
+"""A place in the memo of a pickle, which is an array of as many to CPython."""
 CLAIMED = zipped({"x_train.npy": header((10**12, 8, 8)), "y_train.npy": header((10**12,))})
 CLASSES = zipped(
     {
@@ -607,6 +594,9 @@ BOMBS: dict[str, tuple[str, Callable[[], bytes], str]] = {
         lambda: legacy_pth(BYTES_OF_8[:3] + struct.pack("<Q", 2**60)),
         "MemoryError",
     ),
+    "memo": ("table pth", lambda: legacy_pth(b"\x80\x02]r" + FAR + b"."), "place in its memo"),
+    "memo by a line": ("table pth", lambda: legacy_pth(b"]p+1_073_741_824\n."), "in its memo"),
+    "memo in a frame": ("table pth", lambda: legacy_pth(FRAME + b"]r" + FAR + b"."), "in its memo"),
     "hole for a table": (
         "table tar",
         lambda: sparse_tar("000000.pickle.pbz2"),
