@@ -158,6 +158,8 @@ def _open(paths: list[Path]) -> _Opened:
             column = file.read([label]).column(label)
             if column.null_count:
                 raise ValueError(f"{label} must be there in every row, got {column.null_count} not")
+            if len(column) != file.metadata.num_rows:
+                raise ValueError(f"{label} has {len(column)} rows of {file.metadata.num_rows}")
             labels.append(column.to_numpy().astype(np.int64))
             class_names = class_names or _class_names(file.schema_arrow.metadata or {}, label)
             first = starts[-1]
@@ -178,6 +180,8 @@ def _open(paths: list[Path]) -> _Opened:
         group = groups[number]
         with at(group.path), pq.ParquetFile(group.path) as file:
             rows = file.read_row_group(group.number, columns=[f"{group.column}.bytes"])
+            if rows.num_rows != (told := starts[number + 1] - starts[number]):
+                raise ValueError(f"{group.column} has {rows.num_rows} rows of {told}")
             return rows.column(group.column)
 
     lock = threading.Lock()

@@ -172,6 +172,20 @@ def test_damaged_files(tmp_path):
         refused(path, f"{path}: ")
 
 
+@pytest.mark.parametrize(("index", "name"), [(0, "img"), (-1, "label")])
+def test_columns_of_other_lengths(tmp_path, index, name):
+    """The values of a column come in a page that is told to hold indices of values."""
+    path = tmp_path / "a.parquet"
+    write(path, IMAGES, [0, 1, 0, 1])
+    group = pq.read_metadata(path).row_group(0)
+    offset = group.column(index % group.num_columns).dictionary_page_offset
+    content = bytearray(path.read_bytes())
+    assert content[offset : offset + 2] == b"\x15\x04"
+    content[offset + 1] = 6
+    path.write_bytes(content)
+    refused(path, f"{path}: {name} has ", " rows of 4")
+
+
 def test_wrong_test_images(tmp_path):
     path = write(tmp_path / "hf" / "train-00000-of-00001.parquet", IMAGES, [0, 1, 0, 1])
     refused(path, "is one file, without test images", "test-*.parquet", split="test")
