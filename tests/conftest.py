@@ -15,11 +15,10 @@ os.environ["XLA_FLAGS"] = known_flags()
 os.environ.setdefault("MALLOC_ARENA_MAX", "4")
 os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", "100000000")
 
-from pathlib import Path
-
 import compiled
 import jax
 import pytest
+from helpers import DATA_DIR
 from jax.experimental.compilation_cache import compilation_cache
 
 from nasi_jax.report.correlation import correlations
@@ -100,10 +99,9 @@ def unoptimized():
 @pytest.fixture(scope="session")
 def data_dir():
     """The folder of the real data: `NASI_DATA`, or `shared/data` beside the checkout."""
-    path = Path(os.environ.get("NASI_DATA", Path(__file__).parents[2] / "shared" / "data"))
-    if not path.is_dir():
-        pytest.skip(f"no folder {path}; set NASI_DATA to the one that holds the data")
-    return path
+    if not DATA_DIR.is_dir():
+        pytest.skip(f"no folder {DATA_DIR}; set NASI_DATA to the one that holds the data")
+    return DATA_DIR
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""A search space that compiles in a moment, the trace and its derivative written out, a lock."""
+"""What several tests use: a search space that compiles in a moment, a trace written out, a lock."""
 
 import contextlib
 import os
@@ -6,6 +6,7 @@ import subprocess
 import sys
 import textwrap
 from dataclasses import dataclass
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,6 +17,9 @@ import numpy as np
 
 from nasi_jax.cells.layers.norm import Norm
 from nasi_jax.types import Batch, NetworkSpec
+
+DATA_DIR = Path(os.environ.get("NASI_DATA", Path(__file__).parents[2] / "shared" / "data"))
+"""The folder of the real data: `NASI_DATA`, or `shared/data` beside the checkout."""
 
 HOLD = """
 import sys

@@ -142,7 +142,7 @@ def _filter_native_output() -> None:
     )
     out, err = os.dup(1), os.dup(2)
     sys.stdout.flush()
-    sys.stdout = os.fdopen(out, "w", buffering=1)
+    sys.stdout = os.fdopen(out, "w", buffering=1, closefd=False)  # also if this is replaced
     os.dup2(writer, 1)
     os.dup2(writer, 2)
     os.close(reader)

@@ -4,6 +4,7 @@ The processes have two devices each, threads of one CPU, and meet on the loopbac
 """
 
 import contextlib
+import dataclasses
 import json
 import os
 import pickle
@@ -24,36 +25,75 @@ import numpy as np
 import pytest
 from devices.test_mesh import (
     IN_TOY,
+    OF_FEW,
     SCORES,
+    SELECT,
     SIZES,
     TRAIN,
     Case,
     Stopped,
+    by_compare,
+    by_rank,
+    by_score,
+    by_search,
+    by_select,
+    by_train,
     in_float64,
     run_command,
     stopper,
 )
-from helpers import assert_one_line, relative_error
+from helpers import DATA_DIR, assert_one_line, relative_error
 
 from nasi_jax import cli, device_mesh, runs
-from nasi_jax.config import ScoreConfig, SearchConfig
+from nasi_jax.cells import SEARCH_SPACES
+from nasi_jax.config import RankConfig, ScoreConfig, SearchConfig
 from nasi_jax.devices import hosts
 from nasi_jax.storage.directory import RunDirectory
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 SEARCH = SearchConfig(**IN_TOY, variant="nasi-fix", steps=8)
-OF_FEW: dict[str, Any] = {"ops": ("skip_connect", "avg_pool_3x3", "none"), "norm": "none"}
+OF_SPACE: dict[str, dict[str, Any]] = {
+    "darts": {"num_cells": 3},
+    "transnas101": {"image_size": 32, "batch_size": 16},
+}
 CASES = {
-    "search": Case(SEARCH, ()),
-    "score": Case(ScoreConfig(**IN_TOY, **SCORES, num_archs=4, seeds=2), ()),
-    "train": Case(TRAIN, ()),
+    "search": Case(by_search, SEARCH, ()),
+    "score": Case(by_score, ScoreConfig(**IN_TOY, **SCORES, num_archs=4, seeds=2), ()),
+    "train": Case(by_train, TRAIN, ()),
 }
 SLOW = {
-    "search over both axes": Case(SEARCH, ({"data": 2, "sample": 2},)),
-    "search of nasbench201": Case(SearchConfig(**SIZES, **OF_FEW, batch_size=4, steps=8), ()),
+    "search over both axes": Case(by_search, SEARCH, ({"data": 2, "sample": 2},)),
+    **{
+        f"search of {name}": Case(
+            by_search,
+            dataclasses.replace(
+                SearchConfig(**SIZES, space=name, variant="nasi-fix", batch_size=4, steps=8),
+                **OF_SPACE.get(name, {}),
+            ),
+            (),
+        )
+        for name in SEARCH_SPACES
+    },
+    "select": Case(by_select, dataclasses.replace(SELECT, archs_per_call=4), ()),
+    "rank": Case(
+        by_rank,
+        RankConfig(
+            **SIZES,
+            **SCORES,
+            ops=OF_FEW,
+            table=(str(DATA_DIR / "nasbench201_cifar10.csv"),),
+            column="c10_test_200",
+            num_archs=4,
+        ),
+        (),
+    ),
+    "compare": Case(by_compare, ScoreConfig(**IN_TOY, **SCORES, num_archs=4), ()),
 }
 """Each with the mesh of the processes, or the one that they take by themselves."""
+
+NAMED = {"default": CASES, **{name: {name: case} for name, case in SLOW.items()}}
+"""What a pair of processes runs."""
 
 FLAGS = shlex.split(
     "search --space toy:Chains --norm none --init-channels 2 --num-cells 1 --image-size 8 "
@@ -166,7 +206,7 @@ SCRIPT = """
     out, cases, flags = Path(sys.argv[1]), sys.argv[2], sys.argv[3:]
     hosts.initialize(flags[1], int(flags[3]), int(flags[5]))
     print("result of process", jax.process_index())
-    found = {"devices": len(jax.devices()), **test.ran(getattr(test, cases), out / "runs")}
+    found = {"devices": len(jax.devices()), **test.ran(test.NAMED[cases], out / "runs")}
     (out / f"found-{jax.process_index()}").write_bytes(pickle.dumps(found))
     hosts.leave()
 """
@@ -182,7 +222,7 @@ def by_two_and_one(cases, out):
     with in_float64(), jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         one = {
             name: run_command(case, out / f"one {name}", mesh=device_mesh())
-            for name, case in globals()[cases].items()
+            for name, case in NAMED[cases].items()
         }
     return both, outputs, one
 
@@ -198,7 +238,7 @@ def assert_as_one(both, expected, name):
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
     out = tmp_path_factory.mktemp("found")
-    return *by_two_and_one("CASES", out), out
+    return *by_two_and_one("default", out), out
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -208,10 +248,10 @@ def test_two_processes_find_what_one_does(found, name):
 
 
 @pytest.mark.slow
-def test_two_processes_in_other_cases(tmp_path):
-    both, _, one = by_two_and_one("SLOW", tmp_path)
-    for name in SLOW:
-        assert_as_one(both, one[name], name)
+@pytest.mark.parametrize("name", SLOW)
+def test_two_processes_in_other_cases(name, tmp_path, data_dir):
+    both, _, one = by_two_and_one(name, tmp_path)
+    assert_as_one(both, one[name], name)
 
 
 def test_they_take_all_devices(found):
@@ -245,6 +285,24 @@ def test_a_process_ends_when_the_other_is_lost(lost, tmp_path):
         assert left.returncode not in (0, None)
         lines = [line for line in error.splitlines() if not line.startswith("searching  ")]
         assert len(lines) == 1 and re.match("nasi: error: .*another", lines[0]), error
+
+
+REPLACED = """
+    import os, sys
+
+    from nasi_jax.devices import hosts
+
+    hosts._filter_native_output()
+    sys.stdout = open(os.devnull, "w")
+    os.write(1, b"[Gloo] Rank 0 is connected\\nnative\\n")
+    print("python", file=sys.stderr)
+"""
+
+
+def test_outputs_are_filtered_to_the_end():
+    """Also in a process that prints nothing, whose stdout is closed."""
+    process = start("-c", textwrap.dedent(REPLACED))
+    assert process.communicate() == ("", "native\npython\n")
 
 
 @pytest.mark.parametrize(

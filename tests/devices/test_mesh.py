@@ -50,52 +50,6 @@ TRAIN = TrainConfig(
 )
 CELL = "|nor_conv_3x3~0|+|none~0|none~1|+|none~0|none~1|skip_connect~2|"
 
-Axes = dict[str, int]
-ONE, TWO, FOUR, EIGHT = ({"sample": size} for size in (1, 2, 4, 8))
-BOTH = {"data": 4, "sample": 2}
-HALF, QUARTER, EIGHTH = ({"data": size} for size in (2, 4, 8))
-
-
-class Case(NamedTuple):
-    """A command, the meshes that it has, and those that it has before and after it is stopped."""
-
-    config: Any
-    meshes: tuple[Axes, ...]
-    stopped: tuple[tuple[Axes, Axes], ...] = ()
-    genotype: str = "chain:conv,conv"
-
-
-CASES = {
-    "search": Case(
-        SearchConfig(**IN_TOY, variant="nasi-fix", steps=STEPS),
-        (EIGHT, BOTH),
-        ((BOTH, ONE),),
-    ),
-    "score": Case(ScoreConfig(**IN_TOY, **SCORES, num_archs=4), (FOUR,), ((TWO, ONE),)),
-    "select": Case(
-        SelectConfig(**IN_TOY, **SCORES, method="random", budget=3, population=2, tournament=2),
-        (),
-        ((ONE, TWO),),
-    ),
-    "train": Case(TRAIN, (EIGHTH,), ((HALF, ONE),)),
-}
-SLOW = {
-    "scores with batch statistics": Case(
-        ScoreConfig(**SIZES, **SCORES, ops=OF_FEW, batch_size=8, num_archs=4), (FOUR,)
-    ),
-    "training with batch statistics": Case(
-        dataclasses.replace(TRAIN, space="nasbench201"), (EIGHTH,), genotype=CELL
-    ),
-    **{
-        method: Case(
-            dataclasses.replace(SELECT, method=method, archs_per_call=8),
-            (TWO, EIGHT),
-            ((EIGHT, ONE),),
-        )
-        for method in ("random", "evolution", "prune")
-    },
-}
-
 
 def run_command(case, out, **options):
     """Its numbers and texts, on which mesh, and the FLOPs of a device in its largest program."""
@@ -107,38 +61,97 @@ def run_command(case, out, **options):
         return program
 
     with mock.patch.object(jax.stages.Lowered, "compile", counted):
-        numbers, texts, mesh = _COMMANDS[type(case.config)](case, out, **options)
+        numbers, texts, mesh = case.command(case, out, **options)
     # A class of this file is no class of the process that reads it, which imports it otherwise.
     return SimpleNamespace(numbers=flat(numbers), texts=texts, mesh=mesh, flops=max(flops))
 
 
-def _search(case, out, **options):
+def by_search(case, out, **options):
     result = runs.search.search(case.config, out, **options)
     return result["alpha"], result["text"], result["mesh"]
 
 
-def _score(case, out, **options):
+def by_score(case, out, **options):
     scores = runs.score.score(case.config, out / "scores.csv", **options)
     return scores.values, scores.genotypes, json.loads((out / "scores.json").read_text())["mesh"]
 
 
-def _select(case, out, **options):
+def by_select(case, out, **options):
     result = runs.select.select(case.config, out, **options)
     return result["scores"], (result["text"], result["number"]), result["mesh"]
 
 
-def _train(case, out, **options):
+def by_compare(case, out, **options):
+    result = runs.compare.compare(case.config, out, **options)
+    return _numbers(out / "compare.csv"), result["reference"], result["mesh"]
+
+
+def by_rank(case, out, **options):
+    result = runs.rank.rank(case.config, out, **options)
+    return _numbers(out / "scores.csv"), "", result["mesh"]
+
+
+def _numbers(path):
+    """All that a file has but of what a clock tells and which architecture there is."""
+    rows = csv.DictReader(path.read_text().splitlines())
+    return [[float(row[name]) for name in SCORES["proxies"]] for row in rows]
+
+
+def by_train(case, out, **options):
     genotype = runs.search.read_genotype(case.genotype, case.config.space)
     summary = runs.train.train(genotype, case.config, out, **options)
     columns = next(csv.DictReader((out / "metrics.csv").read_text().splitlines()))
     return [float(columns[name]) for name in ("train_loss", "test_loss")], "", summary["mesh"]
 
 
-_COMMANDS: dict[type, Callable[..., Any]] = {
-    SearchConfig: _search,
-    ScoreConfig: _score,
-    SelectConfig: _select,
-    TrainConfig: _train,
+Axes = dict[str, int]
+ONE, TWO, FOUR, EIGHT = ({"sample": size} for size in (1, 2, 4, 8))
+BOTH = {"data": 4, "sample": 2}
+HALF, QUARTER, EIGHTH = ({"data": size} for size in (2, 4, 8))
+
+
+class Case(NamedTuple):
+    """A command, the meshes that it has, and those that it has before and after it is stopped."""
+
+    command: Callable[..., Any]
+    config: Any
+    meshes: tuple[Axes, ...]
+    stopped: tuple[tuple[Axes, Axes], ...] = ()
+    genotype: str = "chain:conv,conv"
+
+
+CASES = {
+    "search": Case(
+        by_search,
+        SearchConfig(**IN_TOY, variant="nasi-fix", steps=STEPS),
+        (EIGHT, BOTH),
+        ((BOTH, ONE),),
+    ),
+    "score": Case(by_score, ScoreConfig(**IN_TOY, **SCORES, num_archs=4), (FOUR,), ((TWO, ONE),)),
+    "select": Case(
+        by_select,
+        SelectConfig(**IN_TOY, **SCORES, method="random", budget=3, population=2, tournament=2),
+        (),
+        ((ONE, TWO),),
+    ),
+    "train": Case(by_train, TRAIN, (EIGHTH,), ((HALF, ONE),)),
+}
+SLOW = {
+    "scores with batch statistics": Case(
+        by_score, ScoreConfig(**SIZES, **SCORES, ops=OF_FEW, batch_size=8, num_archs=4), (FOUR,)
+    ),
+    "training with batch statistics": Case(
+        by_train, dataclasses.replace(TRAIN, space="nasbench201"), (EIGHTH,), genotype=CELL
+    ),
+    **{
+        method: Case(
+            by_select,
+            dataclasses.replace(SELECT, method=method, archs_per_call=8),
+            (TWO, EIGHT),
+            ((EIGHT, ONE),),
+        )
+        for method in ("random", "evolution", "prune")
+    },
 }
 
 
