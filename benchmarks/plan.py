@@ -8,8 +8,9 @@ Expected:  memory within 20 % and seconds of a call within 50 % of what was meas
 
 Each configuration is a command that runs in processes of its own: the first finds an empty cache of
 programs, and the peak of its resident memory less that after the imports is what is forecast. The
-seconds are the least of a call over all calls of all `--repeats` processes. What is measured and
-what `nasi plan` says, in another process, is kept in a file for each, and read from there if it is.
+seconds are the least over `--repeats` processes: of a search those of its fastest call, of scores
+the mean of the cells, of a training the mean of an epoch. What is measured and what `nasi plan`
+says, in another process, is kept in a file for each, and read from there if it is.
 """
 
 from __future__ import annotations
@@ -120,13 +121,18 @@ def measured(command: str, cache: str) -> dict[str, float]:
 
 
 def _seconds_of(verb: str, out: Path) -> float:
-    """The least seconds of a call, by the files of the run; of a training those of an epoch."""
+    """The seconds of a call, by the files of the run: the least of a search, the mean of cells.
+
+    Those of a training are the mean of its epoch with the least.
+    """
     files = {"search": out / "history.csv", "train": out / "metrics.csv", "score": out}
     rows: list[dict[str, str]] = list(csv.DictReader(files[verb].read_text().splitlines()))
     if verb == "train":
         size = json.loads((out / "config.json").read_text())["batch_size"]
         return min(size / float(row["images_per_second"]) for row in rows)
-    return min(float(row["seconds"]) for row in rows if float(row["seconds"]))
+    seconds = [float(row["seconds"]) for row in rows]
+    # Cells have other operations: a forecast is of one with the mean of their work.
+    return min(seconds) if verb == "search" else float(np.mean(list(filter(None, seconds))))
 
 
 def planned(command: str) -> dict[str, Any]:
@@ -170,22 +176,6 @@ def fitted(
     return dict(zip(names, (found / scale).tolist(), strict=True))
 
 
-def fitted_memory(footprints: list[Any], peaks: list[float]) -> dict[str, dict[str, float]]:
-    """Coefficients of the two times at which a process may be largest.
-
-    Those whose program takes most of the peak are taken to be largest while it runs.
-    """
-    from nasi_jax.devices.forecast import COMPILING
-
-    both = list(zip(footprints, peaks, strict=True))
-    running = [peak - each.total for each, peak in both if each.total > peak / 2]
-    compiling = [(each, peak) for each, peak in both if each.total <= peak / 2]
-    return {
-        "compiling": fitted(COMPILING, *map(list, zip(*compiling, strict=True))),
-        "running": {"constant": float(np.mean(running)), "total": 1.0},
-    }
-
-
 def footprint(record: dict[str, Any]) -> Any:
     """The footprint of a record's program."""
     from nasi_jax.devices.footprint import Footprint
@@ -205,7 +195,7 @@ def fit(config: Config) -> None:
     peaks = [record["peak"] for record in records.values()]
     seconds = [min(record["seconds"]) for record in records.values()]
     common = {
-        "command": "python benchmarks/plan.py --fit",
+        "command": f"python benchmarks/plan.py --fit --repeats {config.repeats}",
         "date": str(datetime.date.today()),
         "processor": forecast.processor(),
         "versions": versions(),
@@ -213,7 +203,7 @@ def fit(config: Config) -> None:
     content: dict[str, Any] = {
         "memory": {
             "imported": float(np.mean([record["imported"] for record in records.values()])),
-            **fitted_memory(footprints, peaks),
+            "coefficients": fitted(forecast.MEMORY, footprints, peaks),
             **common,
         },
         "seconds": {

@@ -21,3 +21,9 @@ FLAGS = shlex.split(
     "--image-size 8 --batch-size 4 --steps 3 --penalty 2 --seed 2"
 )
 """The command line of `CONFIG`."""
+
+TOY = shlex.split(
+    "--space toy:Chains --norm none --init-channels 2 --num-cells 1 --image-size 8 --batch-size 4 "
+    "--seed 2"
+)
+"""Of what compiles in a moment, for any command that compiles."""

@@ -23,15 +23,13 @@ from nasi_jax.devices.footprint import Footprint
 
 FILE = importlib.resources.files("nasi_jax") / "devices" / "forecast.json"
 
-COMPILING = ("constant", "instructions")
-"""What the peak of a CPU's process beyond its imports is a sum of while XLA compiles: a constant,
-and bytes for each instruction of the program."""
+MEMORY = ("constant", "instructions", "total")
+"""What the peak of a CPU's process beyond its imports is a sum of: a constant, bytes for each
+instruction of the program, which XLA compiles, and a multiple of what the program takes."""
 
-RUNNING = ("constant", "total")
-"""And while the program runs: a constant, and what the program takes."""
-
-SECONDS = ("constant", "multiply_adds", "numbers", "launches")
-"""What the seconds of a call are a sum of; see `nasi_jax.devices.launches.Work`."""
+SECONDS = ("multiply_adds", "numbers", "launches", "total")
+"""What the seconds of a call are a sum of: its `nasi_jax.devices.launches.Work`, and the memory
+that the program takes, which a CPU's process is given anew for every call."""
 
 
 def features(names: tuple[str, ...], footprint: Footprint) -> np.ndarray:
@@ -47,17 +45,13 @@ def _sum(names: tuple[str, ...], coefficients: Mapping[str, float], footprint: F
 def peak_bytes(footprint: Footprint, platform: str) -> int:
     """The largest memory that a run takes: of a device's, or of a CPU's process beyond its imports.
 
-    A CPU's process is largest while XLA compiles or while the program runs.
-
     Args:
       footprint: of its largest program.
       platform: what the program is compiled for, such as cpu.
     """
     if platform != "cpu":
         return footprint.total
-    found = _fitted()["memory"]
-    compiling = _sum(COMPILING, found["compiling"], footprint)
-    return round(max(compiling, _sum(RUNNING, found["running"], footprint)))
+    return round(_sum(MEMORY, _fitted()["memory"]["coefficients"], footprint))
 
 
 def imported_bytes() -> int:

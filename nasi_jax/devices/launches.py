@@ -82,8 +82,10 @@ class Launches:
 class Work(NamedTuple):
     """What one call of a program does, the bodies of loops as often as XLA says that they run.
 
+    Of a conditional the mean of the branches counts, one of which computes what is chosen.
+
     Attributes:
-      launches: as `count` has them; on a CPU each is a call of a compiled function.
+      launches: what `count` counts; on a CPU each is a call of a compiled function.
       multiply_adds: of matrix products and convolutions, but for those that a library computes.
       numbers: the entries of the largest array that each launch computes, added up.
       instructions: of the program as it stands, each once, which its compilation grows with.
@@ -183,7 +185,7 @@ def work(text: str) -> Work:
         numbers = max((_numbers(*each) for each in found), default=0)
         return Counter(launches=1, multiply_adds=products, numbers=numbers)
 
-    total, _ = _executed(computations, entry, of_launch)
+    total, _ = _executed(computations, entry, of_launch, _mean)
     return Work(**total, instructions=sum(map(len, computations.values())))
 
 
@@ -248,10 +250,21 @@ def _operand(instruction: _Instruction, index: int, around: _Computation) -> _In
     return around[instruction.operands[index]]
 
 
+def _largest(branches: list[_Found]) -> _Found:
+    return max(branches, key=lambda branch: branch[0].total())
+
+
+def _mean(branches: list[_Found]) -> _Found:
+    total = sum((counted for counted, _ in branches), Counter[str]())
+    each = Counter({kind: round(number / len(branches)) for kind, number in total.items()})
+    return each, [loop for _, loops in branches for loop in loops]
+
+
 def _executed(
     computations: Mapping[str, _Computation],
     entry: str,
     of_launch: Callable[[_Instruction, _Computation], Counter[str]],
+    of_branches: Callable[[list[_Found]], _Found] = _largest,
 ) -> _Found:
     """Adds up what `of_launch` counts of each instruction that is launched, loops included."""
 
@@ -264,8 +277,7 @@ def _executed(
             if opcode == "while":
                 found = of_loop(line, entered)
             elif opcode == "conditional":
-                branches = [of_computation(branch, entered) for branch in _branches(line)]
-                found = max(branches, key=lambda branch: branch[0].total())
+                found = of_branches([of_computation(name, entered) for name in _branches(line)])
             elif opcode in ("call", "async-start", "call-start"):
                 found = of_computation(_called(line, "to_apply", "calls"), entered)
             else:

@@ -259,7 +259,9 @@ def test_supernet_with_one_hot_weights_is_the_network(name, x64):
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=[pytest.mark.slow] if name in ("darts", "transnas101") else [])
+        pytest.param(
+            name, marks=[] if name in ("nasbench201", "nasbench1shot1-1") else [pytest.mark.slow]
+        )
         for name in SPACES
     ],
 )

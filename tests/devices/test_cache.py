@@ -14,13 +14,15 @@ from nasi_jax import runs
 from nasi_jax.cli import main
 from nasi_jax.devices import cache
 
-COMPILING = "compiling the search step of nasbench201, init_channels 2, num_cells 1, batch_size 4"
+FLAGS = ["search", *tiny.TOY, "--steps", "3"]
+COMPILING = "compiling the search step of toy:Chains, init_channels 2, num_cells 1, batch_size 4"
 
 
 def python(code, *arguments, home, **settings):
     """Runs code in a process of its own that compiles quickly, with a cache folder of its own."""
     settings = {
         "XDG_CACHE_HOME": home,
+        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
         "JAX_DISABLE_MOST_OPTIMIZATIONS": True,
         # Everything: the search step alone takes half a second on one machine, less on another.
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": 0,
@@ -39,7 +41,7 @@ def python(code, *arguments, home, **settings):
 def search(home, out, *flags, **settings):
     """What a search that keeps its cache there says on stderr, and the genotype that it prints."""
     code = "from nasi_jax import cli; cli.main()"
-    process = python(code, *tiny.FLAGS, "--out", out, *flags, home=home, **settings)
+    process = python(code, *FLAGS, "--out", out, *flags, home=home, **settings)
     return process.stderr.splitlines(), process.stdout.splitlines()[0]
 
 
@@ -107,7 +109,7 @@ def test_a_folder_that_cannot_be_made_is_one_line(tmp_path, monkeypatch, capsys)
     monkeypatch.setattr(runs.search, "search", search)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     with pytest.raises(SystemExit):
-        main([*tiny.FLAGS, "--out", str(tmp_path / "out")])
+        main([*FLAGS, "--out", str(tmp_path / "out")])
     warning, reached = capsys.readouterr().err.splitlines()
     assert warning.startswith("nasi: warning: nothing that is compiled will be kept: [Errno ")
     assert reached == "nasi: error: reached"

@@ -19,13 +19,12 @@ def fitted(monkeypatch, tmp_path):
         content = {
             "memory": {
                 "imported": 7.0,
-                "compiling": {"constant": 1.0, "instructions": 2.0},
-                "running": {"constant": 10.0, "total": 1.0},
+                "coefficients": {"constant": 1.0, "instructions": 2.0, "total": 3.0},
             },
             "seconds": {
                 "cpu": {
                     "coefficients": {
-                        "constant": 1.0,
+                        "total": 1.0,
                         "launches": 2.0,
                         "multiply_adds": 3.0,
                         "numbers": 4.0,
@@ -49,11 +48,9 @@ def fitted(monkeypatch, tmp_path):
 def test_a_cpu_has_its_coefficients_and_a_device_the_program_alone(fitted):
     fitted()
     assert FOOTPRINT.total == 9
-    assert forecast.peak_bytes(FOOTPRINT, "cpu") == 1 + 2 * 10_000
-    larger = FOOTPRINT._replace(temporaries=10**6)
-    assert forecast.peak_bytes(larger, "cpu") == 10 + larger.total
+    assert forecast.peak_bytes(FOOTPRINT, "cpu") == 1 + 2 * 10_000 + 3 * 9
     assert forecast.peak_bytes(FOOTPRINT, "gpu") == FOOTPRINT.total
-    assert forecast.seconds_of(FOOTPRINT, "cpu") == 1 + 2 * 10 + 3 * 100 + 4 * 1000
+    assert forecast.seconds_of(FOOTPRINT, "cpu") == 9 + 2 * 10 + 3 * 100 + 4 * 1000
     assert forecast.basis("cpu") == (
         "time by 2 runs on this cpu, 2026-01-02, from which the model is 25 % off at most"
     )
@@ -71,9 +68,7 @@ def test_times_of_another_cpu_are_labelled(fitted):
 
 
 def test_the_package_has_coefficients_of_memory():
-    memory = json.loads(forecast.FILE.read_text())["memory"]
-    assert memory["compiling"].keys() == set(forecast.COMPILING)
-    assert memory["running"].keys() == set(forecast.RUNNING)
-    for coefficients in (memory["compiling"], memory["running"]):
-        assert min(coefficients.values()) >= 0
+    coefficients = json.loads(forecast.FILE.read_text())["memory"]["coefficients"]
+    assert coefficients.keys() == set(forecast.MEMORY)
+    assert min(coefficients.values()) >= 0
     assert forecast.peak_bytes(FOOTPRINT, "cpu") > FOOTPRINT.total

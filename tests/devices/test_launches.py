@@ -178,6 +178,16 @@ def test_the_work_of_products_loops_and_fusions():
     )
 
 
+def test_of_the_work_of_a_conditional_the_mean_of_its_branches_counts():
+    small, large = (
+        f"%{name} (p: f32[4]) -> f32[{size}] {{\n  %{name}.1 = f32[{size}]{{0}} negate(%p)\n}}\n"
+        for name, size in (("small", 4), ("large", 64))
+    )
+    branches = "branch_computations={%small, %small, %large}"
+    text = small + large + entry_of(f"%c = f32[4]{{0}} conditional(%p), {branches}")
+    assert (work(text).launches, work(text).numbers) == (1, (4 + 4 + 64) / 3)
+
+
 def test_work_needs_a_program():
     with pytest.raises(ValueError, match="there is no compiled program in the text"):
         work("HloModule nothing")

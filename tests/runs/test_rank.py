@@ -36,7 +36,8 @@ def rows_of(path):
 
 def test_compare(tmp_path, monkeypatch):
     monkeypatch.setattr(runs.compare.importlib.util, "find_spec", lambda name: None)
-    config = ScoreConfig(**SIZES, num_archs=5, proxies=("grad_norm",))
+    toy = {**SIZES, "ops": None, "space": "toy:Chains", "norm": "none"}
+    config = ScoreConfig(**toy, num_archs=4, proxies=("grad_norm",))
     result = runs.compare.compare(config, tmp_path / "out")
     assert result["reference"] == "ntk_trace" and result["num_compilations"] == 1
     assert json.loads((tmp_path / "out" / "compare.json").read_text()) == result
