@@ -186,7 +186,8 @@ def work(text: str) -> Work:
         return Counter(launches=1, multiply_adds=products, numbers=numbers)
 
     total, _ = _executed(computations, entry, of_launch, _mean)
-    return Work(**total, instructions=sum(map(len, computations.values())))
+    counted = {name: total[name] for name in ("launches", "multiply_adds", "numbers")}
+    return Work(**counted, instructions=sum(map(len, computations.values())))
 
 
 def traffic(text: str) -> Traffic:
