@@ -48,14 +48,28 @@ def on_devices(number, script, *arguments, folders=()):
 
     Its processes and ours have the programs of one cache where `quick_compilation` is asked for.
     """
-    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={number}"
     paths = os.pathsep.join([*folders, *sys.path])
     return subprocess.run(
         [sys.executable, "-c", textwrap.dedent(script), *map(str, arguments)],
         capture_output=True,
         text=True,
-        env={**os.environ, "PYTHONPATH": paths, "XLA_FLAGS": flags},
+        env={**os.environ, "PYTHONPATH": paths, **of_devices(number)},
     )
+
+
+def of_devices(number):
+    """The environment of a process where the CPU is so many devices."""
+    return {
+        "XLA_FLAGS": " ".join(
+            [
+                os.environ.get("XLA_FLAGS", ""),
+                f"--xla_force_host_platform_device_count={number}",
+                # Else devices come to sums that do not depend on each other in other orders, and
+                # wait for one another until XLA aborts.
+                "--xla_cpu_enable_concurrency_optimized_scheduler=false",
+            ]
+        )
+    }
 
 
 @dataclass(frozen=True)

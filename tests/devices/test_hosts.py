@@ -42,7 +42,7 @@ from devices.test_mesh import (
     run_command,
     stopper,
 )
-from helpers import DATA_DIR, assert_one_line, relative_error
+from helpers import DATA_DIR, assert_one_line, of_devices, relative_error
 
 from nasi_jax import cli, device_mesh, runs
 from nasi_jax.cells import SEARCH_SPACES
@@ -110,14 +110,13 @@ def free_port():
 
 def start(*arguments):
     """Starts a process that may have another, with two devices."""
-    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=2"
     paths = os.pathsep.join([os.path.dirname(__file__), *sys.path])
     return subprocess.Popen(
         [sys.executable, *map(str, arguments)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, "PYTHONPATH": paths, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
+        env={**os.environ, "PYTHONPATH": paths, "JAX_PLATFORMS": "cpu", **of_devices(2)},
     )
 
 
