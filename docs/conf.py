@@ -19,7 +19,7 @@ extensions = [
     "sphinx.ext.mathjax",
     "sphinx.ext.viewcode",
 ]
-exclude_patterns = ["_build"]
+exclude_patterns = ["_build", ".jupyter_cache"]
 html_theme = "furo"
 html_title = f"nasi-jax {release}"
 
