@@ -98,7 +98,7 @@ def unoptimized():
 
 @pytest.fixture(scope="session")
 def data_dir():
-    """The folder of the real data: `NASI_DATA`, or `shared/data` beside the checkout."""
+    """`DATA_DIR`, where it is there."""
     if not DATA_DIR.is_dir():
         pytest.skip(f"no folder {DATA_DIR}; set NASI_DATA to the one that holds the data")
     return DATA_DIR

@@ -48,28 +48,27 @@ def on_devices(number, script, *arguments, folders=()):
 
     Its processes and ours have the programs of one cache where `quick_compilation` is asked for.
     """
-    paths = os.pathsep.join([*folders, *sys.path])
     return subprocess.run(
         [sys.executable, "-c", textwrap.dedent(script), *map(str, arguments)],
         capture_output=True,
         text=True,
-        env={**os.environ, "PYTHONPATH": paths, **of_devices(number)},
+        env={**os.environ, "PYTHONPATH": python_path(*folders), "XLA_FLAGS": flags_of(number)},
     )
 
 
-def of_devices(number):
-    """The environment of a process where the CPU is so many devices."""
-    return {
-        "XLA_FLAGS": " ".join(
-            [
-                os.environ.get("XLA_FLAGS", ""),
-                f"--xla_force_host_platform_device_count={number}",
-                # Else devices come to sums that do not depend on each other in other orders, and
-                # wait for one another until XLA aborts.
-                "--xla_cpu_enable_concurrency_optimized_scheduler=false",
-            ]
-        )
-    }
+def python_path(*folders):
+    """PYTHONPATH of a process that imports from these folders first, then as this one does."""
+    return os.pathsep.join([*map(str, folders), *filter(None, sys.path)])
+
+
+def flags_of(number):
+    """XLA_FLAGS of a process where the CPU is so many devices."""
+    return (
+        f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={number} "
+        # Else devices come to sums that do not depend on each other in other orders, and wait for
+        # one another until XLA aborts.
+        "--xla_cpu_enable_concurrency_optimized_scheduler=false"
+    )
 
 
 @dataclass(frozen=True)

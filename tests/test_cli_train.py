@@ -14,7 +14,7 @@ import textwrap
 import jax
 import numpy as np
 import pytest
-from helpers import assert_same, snapshot
+from helpers import assert_same, python_path, snapshot
 from PIL import Image
 
 from nasi_jax import cli, data, runs
@@ -50,12 +50,11 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
 def nasi(*arguments, script="", **options):
     """Runs the command in a process of its own, after the lines of a script."""
     program = f"{textwrap.dedent(script)}\nfrom nasi_jax import cli\ncli.main()"
-    paths = os.pathsep.join(filter(None, sys.path))
     return subprocess.run(
         [sys.executable, "-c", program, *map(str, arguments)],
         capture_output=True,
         text=True,
-        env={**os.environ, "PYTHONPATH": paths},
+        env={**os.environ, "PYTHONPATH": python_path()},
         **options,
     )
 

@@ -186,6 +186,7 @@ def work(text: str) -> Work:
         return Counter(launches=1, multiply_adds=products, numbers=numbers)
 
     total, _ = _executed(computations, entry, of_launch, _mean)
+    # A sum of counters has no entry for what there is nothing of.
     counted = {name: total[name] for name in ("launches", "multiply_adds", "numbers")}
     return Work(**counted, instructions=sum(map(len, computations.values())))
 
@@ -267,7 +268,10 @@ def _executed(
     of_launch: Callable[[_Instruction, _Computation], Counter[str]],
     of_branches: Callable[[list[_Found]], _Found] = _largest,
 ) -> _Found:
-    """Adds up what `of_launch` counts of each instruction that is launched, loops included."""
+    """Adds up what `of_launch` counts of each instruction that is launched, loops included.
+
+    Of a conditional what `of_branches` makes of all its branches counts.
+    """
 
     def of_computation(name: str, entered: int) -> _Found:
         total, loops = Counter[str](), list[Loop]()

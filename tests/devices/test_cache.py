@@ -9,6 +9,7 @@ import textwrap
 import jax
 import pytest
 import tiny
+from helpers import python_path
 
 from nasi_jax import runs
 from nasi_jax.cli import main
@@ -22,7 +23,7 @@ def python(code, *arguments, home, **settings):
     """Runs code in a process of its own that compiles quickly, with a cache folder of its own."""
     settings = {
         "XDG_CACHE_HOME": home,
-        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+        "PYTHONPATH": python_path(),
         "JAX_DISABLE_MOST_OPTIMIZATIONS": True,
         # Everything: the search step alone takes half a second on one machine, less on another.
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": 0,

@@ -11,6 +11,7 @@ from pathlib import Path
 import jax
 import pytest
 import tiny
+from helpers import python_path
 
 import nasi_jax
 from nasi_jax import cli, runs
@@ -32,7 +33,7 @@ def run(*command, **settings):
 def path_with(tmp_path, name, source):
     """PYTHONPATH with a module of that name before all others."""
     (tmp_path / f"{name}.py").write_text(source)
-    return os.pathsep.join([str(tmp_path), *filter(None, sys.path)])
+    return python_path(tmp_path)
 
 
 def test_the_floors_are_those_of_the_package():
@@ -143,7 +144,7 @@ def test_a_plugin_that_fails_is_one_line(tmp_path):
     plugins = tmp_path / "jax_plugins" / "broken"
     plugins.mkdir(parents=True)
     (plugins / "__init__.py").write_text(PLUGIN)
-    path = os.pathsep.join([str(tmp_path), *filter(None, sys.path)])
+    path = python_path(tmp_path)
     reason = ": Unable to load cuDNN. Is it installed?\n"
     process = run(*COMMAND, "search", "--steps", "0", PYTHONPATH=path)
     assert process.returncode == 2 and process.stderr.startswith("nasi: error: steps must be")

@@ -9,7 +9,6 @@ import json
 import os
 import pickle
 import re
-import shlex
 import socket
 import subprocess
 import sys
@@ -23,6 +22,7 @@ from unittest import mock
 import jax
 import numpy as np
 import pytest
+import tiny
 from devices.test_mesh import (
     IN_TOY,
     OF_FEW,
@@ -42,7 +42,7 @@ from devices.test_mesh import (
     run_command,
     stopper,
 )
-from helpers import DATA_DIR, assert_one_line, of_devices, relative_error
+from helpers import DATA_DIR, assert_one_line, flags_of, python_path, relative_error
 
 from nasi_jax import cli, device_mesh, runs
 from nasi_jax.cells import SEARCH_SPACES
@@ -95,10 +95,7 @@ SLOW = {
 NAMED = {"default": CASES, **{name: {name: case} for name, case in SLOW.items()}}
 """What a pair of processes runs."""
 
-FLAGS = shlex.split(
-    "search --space toy:Chains --norm none --init-channels 2 --num-cells 1 --image-size 8 "
-    "--batch-size 8 --steps 100000 --no-cache"
-)
+FLAGS = ["search", *tiny.TOY, "--steps", "100000", "--no-cache"]
 """A search that does not end by itself."""
 
 
@@ -110,13 +107,17 @@ def free_port():
 
 def start(*arguments):
     """Starts a process that may have another, with two devices."""
-    paths = os.pathsep.join([os.path.dirname(__file__), *sys.path])
     return subprocess.Popen(
         [sys.executable, *map(str, arguments)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, "PYTHONPATH": paths, "JAX_PLATFORMS": "cpu", **of_devices(2)},
+        env={
+            **os.environ,
+            "PYTHONPATH": python_path(Path(__file__).parent),
+            "JAX_PLATFORMS": "cpu",
+            "XLA_FLAGS": flags_of(2),
+        },
     )
 
 

@@ -92,7 +92,7 @@ def by_rank(case, out, **options):
 
 
 def _numbers(path):
-    """All that a file has but of what a clock tells and which architecture there is."""
+    """The scores in a file, a row for each architecture."""
     rows = csv.DictReader(path.read_text().splitlines())
     return [[float(row[name]) for name in SCORES["proxies"]] for row in rows]
 

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import toy
-from helpers import assert_one_line, held, snapshot
+from helpers import assert_one_line, held, python_path, snapshot
 
 from nasi_jax import cli, data, device_mesh, runs
 from nasi_jax.config import RankConfig, ScoreConfig, Scoring, SearchConfig, SelectConfig
@@ -490,13 +490,12 @@ def die(name, root):
 
 def killed(function, *arguments):
     """Has a function of this file kill its process."""
-    paths = os.pathsep.join([os.path.dirname(__file__), *filter(None, sys.path)])
     script = f"import sys, test_contract as test; test.{function}(*sys.argv[1:])"
     process = subprocess.run(
         [sys.executable, "-c", script, *map(str, arguments)],
         capture_output=True,
         text=True,
-        env={**os.environ, "PYTHONPATH": paths},
+        env={**os.environ, "PYTHONPATH": python_path(Path(__file__).parent)},
     )
     assert process.returncode == -signal.SIGKILL, process.stderr
 
